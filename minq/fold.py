@@ -1,0 +1,47 @@
+"""Batch-norm folding: equations 9 to 12 of the paper."""
+
+from __future__ import annotations
+
+from minq._checks import Array, as_float, like, namespace
+
+
+def fold_batch_norm(
+    weight: Array,
+    bias: Array | None,
+    gamma: Array,
+    beta: Array,
+    mean: Array,
+    variance: Array,
+    epsilon: float = 1e-5,
+) -> tuple[Array, Array]:
+    """One layer that computes BN(W x + b) by itself, with per-output-channel statistics.
+
+        BN(y) = gamma (y - mean) / sqrt(variance + epsilon) + beta          eq. (9)
+        W~ = gamma / sqrt(variance + epsilon) W                             eq. (11)
+        b~ = beta + gamma / sqrt(variance + epsilon) (b - mean)             eq. (12)
+
+    weight: (outputs, ...), everything else (outputs,). Returns the new weight and bias.
+
+    >>> w, b = fold_batch_norm([[1.0, 2.0]], None, [3.0], [0.5], [2.0], [4.0], epsilon=0.0)
+    >>> w, b
+    (array([[1.5, 3. ]]), array([-2.5]))
+
+    Raises ValueError where a vector's length is not the number of outputs, or a variance plus
+    epsilon is not positive.
+    """
+    weight = as_float(weight, "weight")
+    xp, outputs = namespace(weight), weight.shape[0]
+    vectors = {"gamma": gamma, "beta": beta, "mean": mean, "variance": variance}
+    vectors["bias"] = [0.0] * outputs if bias is None else bias
+    for name, v in vectors.items():
+        vectors[name] = v = as_float(like(v, weight, weight.dtype, name), name)
+        if tuple(v.shape) != (outputs,):
+            raise ValueError(
+                f"{name} has shape {tuple(v.shape)}, weight {tuple(weight.shape)}: "
+                f"one value for each of the {outputs} outputs is needed"
+            )
+    if not bool(xp.all(vectors["variance"] + epsilon > 0)):
+        raise ValueError("variance + epsilon must be positive")
+    factor = vectors["gamma"] / xp.sqrt(vectors["variance"] + epsilon)
+    folded = weight * xp.reshape(factor, (-1,) + (1,) * (weight.ndim - 1))  # eq. (11)
+    return folded, vectors["beta"] + factor * (vectors["bias"] - vectors["mean"])  # eq. (12)

@@ -1,0 +1,238 @@
+"""A quantizer as a layer: it observes data, freezes a grid, and can learn that grid further.
+
+    off       passes its input on
+    observe   passes its input on, and keeps the range that the estimator finds      eq. (14)-(19)
+    frozen    quantizes and dequantizes with the grid of that range                  eq. (7)
+    learn     the same, with scale and zero-point as trainable parameters            eq. (36)-(39)
+
+The grid, the range and the stage are part of ``state_dict``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from minq import ranges
+from minq._checks import as_float, compute_dtype
+from minq.affine import (
+    _align,
+    _from_grid,
+    _to_grid,
+    integer_grid,
+    quantize,
+    round_straight_through,
+    scale_zero_point,
+)
+
+STAGES = ("off", "observe", "frozen", "learn")
+_RANGE = ("low", "high", "scale", "zero_point")
+
+Estimator = Callable[..., tuple[Tensor, Tensor]]
+
+
+class Quantizer(nn.Module):
+    """Fake quantization with a range of its own.
+
+    bits, signed, restricted, symmetric, power_of_two, axis, group: as in ``minq.affine``.
+    estimator: ``"min_max"``, ``"percentile"``, ``"mse"``, or any function
+        ``(x, *, axis, group) -> (low, high)``.
+    average: how the ranges of several batches become one. False (default for min-max): their union.
+        True (default otherwise): their mean.
+
+    The input may have any floating dtype; scale and range are float32 (float64 for float64 input).
+
+    >>> q = Quantizer(bits=2)
+    >>> _ = q(torch.tensor([-1.0, 2.0]))          # observes
+    >>> q.freeze()(torch.tensor([-1.0, 0.2, 5.0]))
+    tensor([-1.,  0.,  2.])
+    """
+
+    def __init__(
+        self,
+        bits: int = 8,
+        *,
+        signed: bool = False,
+        restricted: bool = False,
+        symmetric: bool = False,
+        power_of_two: bool = False,
+        axis: int | None = None,
+        group: int | None = None,
+        estimator: str | Estimator = "min_max",
+        average: bool | None = None,
+    ) -> None:
+        super().__init__()
+        self.n, self.p = integer_grid(bits, signed=signed, restricted=restricted)
+        self.bits = int(bits)
+        self.signed, self.restricted = signed, restricted
+        self.symmetric, self.power_of_two = symmetric, power_of_two
+        self.axis, self.group = axis, group
+        self.average = estimator != "min_max" if average is None else average
+        self.estimate = self._estimator(estimator)
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
+        # Between its extremes a zero-point is learned as a real number, and rounded when used.
+        self.zero_point = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self._stage = "observe"
+
+    def _estimator(self, estimator: str | Estimator) -> Estimator:
+        if callable(estimator):
+            return estimator
+        known = {
+            "min_max": ranges.min_max,
+            "percentile": ranges.percentile,
+            "mse": partial(
+                ranges.mse,
+                bits=self.bits,
+                signed=self.signed,
+                restricted=self.restricted,
+                symmetric=self.symmetric,
+            ),
+        }
+        if estimator not in known:
+            raise ValueError(
+                f"estimator must be one of {', '.join(known)} or a function, not {estimator!r}"
+            )
+        return known[estimator]
+
+    # --- stages -----------------------------------------------------------------------------------
+
+    @property
+    def stage(self) -> str:
+        """One of "off", "observe", "frozen", "learn"."""
+        return self._stage
+
+    def off(self) -> Quantizer:
+        """Pass the input on from now on."""
+        return self._enter("off")
+
+    def observe(self) -> Quantizer:
+        """Forget the range and collect a new one."""
+        self.batches.zero_()
+        return self._enter("observe")
+
+    def freeze(self) -> Quantizer:
+        """Quantize from now on, with the grid found so far."""
+        self._require_range()
+        return self._enter("frozen")
+
+    def learn(self) -> Quantizer:
+        """Quantize from now on, and let an optimizer move the scale (and the zero-point)."""
+        self._require_range()
+        return self._enter("learn")
+
+    def _enter(self, stage: str) -> Quantizer:
+        self._stage = stage
+        self.scale.requires_grad_(stage == "learn")
+        self.zero_point.requires_grad_(stage == "learn" and not self.symmetric)
+        return self
+
+    def _require_range(self) -> None:
+        if self.batches == 0:
+            raise RuntimeError(
+                "this quantizer has no range yet; call it on data while it observes, or set_range"
+            )
+
+    # --- range and grid ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def set_range(self, low: Tensor | float, high: Tensor | float) -> Quantizer:
+        """Use the grid that covers [low, high], whatever was observed."""
+        low, high = (
+            as_float(torch.as_tensor(v, device=self.scale.device) * 1.0) for v in (low, high)
+        )
+        dtype = compute_dtype(low)
+        scale, zero_point = scale_zero_point(
+            low,
+            high,
+            self.bits,
+            signed=self.signed,
+            restricted=self.restricted,
+            symmetric=self.symmetric,
+            power_of_two=self.power_of_two,
+        )
+        for name, value in zip(_RANGE, (low, high, scale, zero_point), strict=True):
+            getattr(self, name).data = value.to(dtype)
+        self.batches.clamp_(min=1)
+        return self
+
+    @torch.no_grad()
+    def _observe(self, x: Tensor) -> None:
+        low, high = self.estimate(x.detach(), axis=self.axis, group=self.group)
+        seen = int(self.batches)
+        if seen and low.shape != self.low.shape:
+            raise ValueError(
+                f"this batch gives a range of shape {tuple(low.shape)}, earlier ones "
+                f"{tuple(self.low.shape)}; the axis must keep its size from batch to batch"
+            )
+        if seen and self.average:
+            low = self.low + (low - self.low) / (seen + 1)
+            high = self.high + (high - self.high) / (seen + 1)
+        elif seen:
+            low, high = torch.minimum(low, self.low), torch.maximum(high, self.high)
+        self.set_range(low, high)
+        self.batches.fill_(seen + 1)
+
+    def grid(self) -> tuple[Tensor, Tensor]:
+        """The scale and zero-point in use: positive, and whole and on the grid."""
+        scale = self.scale.clamp(min=torch.finfo(self.scale.dtype).tiny)
+        return scale, round_straight_through(self.zero_point).clamp(self.n, self.p)
+
+    # --- using it ---------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._stage == "observe":
+            self._observe(x)
+        if self._stage in ("off", "observe"):
+            return x
+        dtype = compute_dtype(x)
+        scale, zero_point = (
+            _align(v.to(dtype), x, self.axis, self.group, "scale") for v in self.grid()
+        )
+        x_int = _to_grid(x.to(dtype), scale, zero_point, self.n, self.p, round_straight_through)
+        return _from_grid(x_int, scale, zero_point).to(x.dtype)
+
+    @torch.no_grad()
+    def quantize(self, x: Tensor) -> Tensor:
+        """The integers themselves, int32, eq. (4)."""
+        self._require_range()
+        scale, zero_point = self.grid()
+        return quantize(
+            x,
+            scale,
+            zero_point,
+            self.bits,
+            signed=self.signed,
+            restricted=self.restricted,
+            axis=self.axis,
+            group=self.group,
+        )
+
+    # --- keeping it -------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, str]:
+        return {"stage": self._stage}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        stage = state.get("stage")
+        if stage not in STAGES:
+            raise ValueError(f"stage must be one of {STAGES}, not {stage!r}")
+        self._enter(stage)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        for name in _RANGE:  # a fresh quantizer does not know yet how many channels there will be
+            if (saved := state_dict.get(prefix + name)) is not None:
+                mine = getattr(self, name)
+                mine.data = torch.empty_like(saved, device=mine.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        flags = "signed", "restricted", "symmetric", "power_of_two"
+        kind = [flag for flag in flags if getattr(self, flag)]
+        per = [f"{k}={v}" for k in ("axis", "group") if (v := getattr(self, k)) is not None]
+        return ", ".join([f"bits={self.bits}", *kind, *per, self._stage])
