@@ -1,0 +1,75 @@
+# make book    the book, in _build/html            make test    everything that must hold
+# make serve   the book at http://127.0.0.1:8000   make live    the chapters in JupyterLab
+# make outputs every notebook run, its text outputs stored in it
+#
+# Only Python 3.10 or newer is needed; the environment is made in .venv and kept until requirements change.
+# PYTHON=python3.12 picks another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch
+# from there first: the small build without CUDA.
+
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= 2
+PY      = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
+READY   = $(VENV)/.ready
+PYTEST  = $(PY) -m pytest
+CHROME  = $(PY) tests/browser/chrome.py
+
+# Test processes run side by side, so each computes with one thread.
+export OMP_NUM_THREADS = 1
+
+.PHONY: book serve live outputs test lint unit bench notebooks browser chromium clean
+
+book: $(READY)
+	$(PY) book/_tools/build.py
+
+serve: $(READY)
+	$(PY) book/_tools/build.py --serve
+
+live: $(READY)
+	cd book && $(abspath $(PY)) -m jupyterlab
+
+outputs: $(READY)
+	$(PY) book/_tools/store_outputs.py $(NOTEBOOKS)
+
+# The quick tests first; the browser last, on the book just built.
+test:
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory unit
+	$(MAKE) --no-print-directory notebooks
+	$(MAKE) --no-print-directory book
+	$(MAKE) --no-print-directory browser
+	@echo "All tests passed."
+
+lint: $(READY)
+	$(PY) -m ruff check .
+
+unit: $(READY)
+	$(PYTEST) tests minq README.md --doctest-modules --doctest-glob=README.md \
+		--ignore=tests/browser --ignore=tests/bench -n $(JOBS)
+
+bench: $(READY)
+	for script in tests/bench/bench_*.py; do $(PY) $$script || exit 1; done
+
+notebooks: $(READY)
+	$(PYTEST) book --nbval -n $(JOBS) --dist loadscope
+
+browser: $(READY) chromium
+	rm -rf _build/measures
+	$(PYTEST) tests/browser -n $(JOBS)
+
+# Where no browser is found: Debian's, if this is Debian and we may; else the tests say what to install.
+chromium: $(READY)
+	@$(CHROME) >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
+		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null) || true
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+		"Python 3.10 or newer is needed, this is " + sys.version + "; try: make PYTHON=python3.12")'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(if $(TORCH_INDEX),$(PY) -m pip install --index-url $(TORCH_INDEX) torch)
+	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+clean:
+	rm -rf _build $(VENV)

@@ -1,0 +1,127 @@
+"""What the book needs beyond Jupyter Book 1.x: assets local and light, a text for every picture."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+
+# One icon of FontAwesome's script: name:[width,height,[aliases],"code point",path or [paths]].
+ICON = re.compile(
+    r'(?:"([\w-]+)"|\b(\w+)):\[\d+,\d+,\[([^\]]*)\],"[0-9a-f]*",(?:"[^"]*"|\[[^\]]*\])\],?'
+)
+MARKUP = re.compile(r"[\\|*`]|_(?!\w)")  # what plain text must escape in reStructuredText
+# A page on a disk may not fetch its neighbours, so the search there shows titles without excerpts.
+NO_EXCERPTS = (
+    'if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;'
+)
+NOSCRIPT = "<noscript><p>This figure is drawn by JavaScript, which is off here.</p></noscript>"
+
+
+def page_scripts(app, pagename, templatename, context, doctree):
+    """Drop scripts listed twice or never used; set the colour mode Jupyter Book leaves open."""
+    seen, kept = set(), []
+    for script in filter(without_thebe, context.get("script_files", [])):
+        body = getattr(script, "attributes", {}).get("body")
+        if body is None or body not in seen:
+            kept.append(script)
+        seen.add(body)
+    context["script_files"][:] = kept
+    context["css_files"][:] = filter(without_thebe, context["css_files"])
+    context["default_mode"] = context.get("default_mode") or "auto"
+    if pagename == "search":
+        app.add_js_file(None, body=NO_EXCERPTS)
+
+
+def without_thebe(asset):
+    return "thebe" not in f"{asset} {getattr(asset, 'attributes', {}).get('body')}"
+
+
+def tagged_formulas(app, doctree, docname):
+    r"""Sphinx wraps a formula of several lines in `split`, where MathJax allows no \tag: do not."""
+    for formula in doctree.findall(nodes.math_block):
+        if r"\tag" in formula.astext() and not formula["nowrap"]:
+            formula["nowrap"] = True
+            formula[:] = [nodes.Text(rf"\[{formula.astext()}\]")]
+
+
+def widget_needs_javascript(app, doctree, docname):
+    """Say so where a widget would stand."""
+    for raw in doctree.findall(nodes.raw):
+        if "jupyter.widget-view+json" in raw.astext():
+            raw[:] = [nodes.Text(raw.astext() + NOSCRIPT)]
+
+
+def plain_docstring(app, what, name, obj, options, lines):
+    """Docstrings are plain text: indented formulas and tables stay, the rest is escaped."""
+    result: list[str] = []
+    example = layout = False
+    for line in lines:
+        example = bool(line) and (example or line.startswith(">>>"))
+        indented = line.startswith(" ") and not example
+        if indented and not layout:
+            result += ["", "::", ""]
+        elif layout and line and not indented:
+            result.append("")
+        if line:
+            layout = indented
+        result.append(line if indented or example else escape(line))
+    lines[:] = result
+
+
+def escape(line):
+    """A line of plain text for reStructuredText; ``names`` stay names."""
+    parts = re.split(r"(``.+?``)", line)
+    parts[::2] = [MARKUP.sub(r"\\\g<0>", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def warn_missing_alt(app, doctree, docname):
+    """A picture without alternative text is a build warning, and warnings are errors."""
+    for image in doctree.findall(nodes.image):
+        if not image.get("alt", "").strip():
+            logger.warning("picture %s has no alt text", image.get("uri"), location=image)
+
+
+def local_assets(app, exception):
+    """Copy the used part of MathJax, keep only the icons some page shows, name the copy button."""
+    if exception is not None or app.builder.format != "html":
+        return
+    static = Path(app.outdir, "_static")
+    mathjax = Path(find_spec("sphinx-mathjax-offline").submodule_search_locations[0])
+    mathjax /= "static/mathjax"
+    fonts = "output/chtml/fonts"
+    shutil.copytree(mathjax / fonts, static / "mathjax" / fonts, dirs_exist_ok=True)
+    shutil.copy(mathjax / "tex-chtml.js", static / "mathjax")
+
+    copy_button = static / "copybutton.js"
+    script = copy_button.read_text("utf-8")
+    named = script.replace('<button class="copybtn', '<button aria-label="Copy" class="copybtn')
+    copy_button.write_text(named, "utf-8")
+
+    script = static / "scripts/fontawesome.js"
+    sources = [*Path(app.outdir).glob("**/*.html"), *static.glob("**/*.js")]
+    text = "".join(p.read_text("utf-8") for p in sources if p != script)
+    used = set(re.findall(r"\bfa-([a-z0-9-]+)", text))
+
+    def keep(match):
+        names = {match[1] or match[2], *re.findall(r'"([^"]+)"', match[3])}
+        return match[0] if names & used else ""
+
+    script.write_text(ICON.sub(keep, script.read_text("utf-8")), "utf-8")
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", plain_docstring)
+    app.connect("html-page-context", page_scripts, priority=900)
+    app.connect("doctree-resolved", warn_missing_alt)
+    app.connect("doctree-resolved", tagged_formulas)
+    app.connect("doctree-resolved", widget_needs_javascript)
+    app.connect("build-finished", local_assets)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

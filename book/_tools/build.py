@@ -1,0 +1,68 @@
+"""Build the book, if a source is newer than the last good build, and say where to open it.
+
+    python book/_tools/build.py            build
+    python book/_tools/build.py --serve    build, then serve it at http://127.0.0.1:8000
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import http.server
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HTML = ROOT / "_build" / "html"
+STAMP = ROOT / "_build" / ".built"
+SKIPPED = ("__pycache__", ".ipynb_checkpoints")
+
+
+def sources() -> list[Path]:
+    """All that a page can depend on."""
+    found = [ROOT / "_config.yml", ROOT / "requirements.txt"]
+    for folder in ("book", "minq"):
+        found += [p for p in (ROOT / folder).rglob("*") if not set(SKIPPED) & set(p.parts)]
+    return found
+
+
+def is_stale() -> bool:
+    """Whether a source changed, came or went since the last build without warnings."""
+    return not STAMP.exists() or max(p.stat().st_mtime for p in sources()) > STAMP.stat().st_mtime
+
+
+def build() -> None:
+    """Run every notebook and write every page; a warning is an error."""
+    STAMP.unlink(missing_ok=True)
+    command = "from jupyter_book.cli.main import main; main()"  # there is no `python -m`
+    arguments = ["build", str(ROOT / "book"), "-W", "-n", "--keep-going", "--all"]
+    subprocess.run([sys.executable, "-c", command, *arguments], cwd=ROOT, check=True)
+    STAMP.touch()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--serve", action="store_true", help="serve the pages over http")
+    parser.add_argument("--port", type=int, default=8000)
+    options = parser.parse_args()
+    if is_stale():
+        try:
+            build()
+        except subprocess.CalledProcessError:
+            print("\nThe book did not build cleanly: the warnings above say why.", file=sys.stderr)
+            return 1
+    print(f"\nThe book is built. Open it:  {(HTML / 'index.html').as_uri()}")
+    if options.serve:
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=HTML)
+        with http.server.ThreadingHTTPServer(("127.0.0.1", options.port), handler) as server:
+            print(f"or:  http://127.0.0.1:{server.server_port}/   (Ctrl-C ends)", flush=True)
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

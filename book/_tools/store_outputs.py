@@ -1,0 +1,103 @@
+"""Run notebooks and store in them their text outputs only, which nbval compares with later runs.
+
+    python book/_tools/store_outputs.py [notebook ...]        all notebooks of the book by default
+
+Pictures, widgets, timings and everything else that is heavy or differs from run to run is left out.
+Ids and counts are positions. The standard first code cell is put in where it is missing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+BOOK = Path(__file__).resolve().parents[1]
+
+# The first code cell of every notebook. It installs minq, on Colab only; the book hides it.
+FIRST_CELL = """\
+import sys
+
+if "google.colab" in sys.modules:
+    %pip install -q "minq[book] @ git+https://github.com/minq-book/minq"
+    from google.colab import output
+
+    output.enable_custom_widget_manager()"""
+
+
+def text_only(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
+    """The part of an output that nbval compares, or None: no picture, widget view or stderr."""
+    if output.output_type == "stream":
+        return output if output.name == "stdout" else None
+    if output.output_type == "error":
+        return None
+    heavy = ("image/", "application/")
+    data = {kind: text for kind, text in output.data.items() if not kind.startswith(heavy)}
+    return nbformat.from_dict({**output, "data": data, "metadata": {}})
+
+
+def with_first_cell(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """With the standard first code cell, after the title."""
+    kept = [cell for cell in notebook.cells if "google.colab" not in cell.source]
+    first = nbformat.v4.new_code_cell(FIRST_CELL, metadata={"tags": ["remove-cell"]})
+    notebook.cells = [*kept[:1], first, *kept[1:]]
+    return notebook
+
+
+def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without images, widget state, timings and editor details; ids and counts by position."""
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    language = {"name": "python"}
+    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": language})
+    notebook.nbformat_minor = 5
+    counts = itertools.count(1)
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:03d}"
+        cell.pop("attachments", None)
+        for key in ("execution", "collapsed", "scrolled", "jupyter", "editable", "slideshow"):
+            cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            ignored = "nbval-ignore-output" in cell.metadata.get("tags", [])
+            outputs = [] if ignored else merged(filter(None, map(text_only, cell.outputs)))
+            cell.outputs, cell.execution_count = outputs, next(counts)
+            for output in outputs:
+                if output["output_type"] == "execute_result":
+                    output["execution_count"] = cell.execution_count
+    return notebook
+
+
+def merged(outputs: Iterable[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Neighbouring pieces of one stream joined, as they come in pieces of any size."""
+    result: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if result and output["output_type"] == result[-1]["output_type"] == "stream":
+            result[-1]["text"] += output["text"]
+        else:
+            result.append(output)
+    return result
+
+
+def store(path: Path) -> None:
+    """Run one notebook and replace its file in one step; where a cell fails, leave it as it was."""
+    notebook = with_first_cell(nbformat.read(path, as_version=4))
+    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": path.parent}})
+    client.execute()
+    write(clean(notebook), path)
+
+
+def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    nbformat.validate(notebook)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(nbformat.writes(notebook, indent=1) + "\n", "utf-8", newline="\n")
+    os.replace(draft, path)
+
+
+if __name__ == "__main__":
+    for path in map(Path, sys.argv[1:] or sorted(BOOK.glob("*.ipynb"))):
+        print(path.name, flush=True)
+        store(path)

@@ -1,0 +1,126 @@
+"""Every page of the book, as a reader without a network, a mouse or a wide screen meets it."""
+
+import os
+from pathlib import Path
+
+import pytest
+from bookpage import toc_pages
+
+# Pictures without a text twin, and controls without a name.
+SILENT = """() => {
+    const name = e => e.getAttribute('aria-label') || e.getAttribute('aria-labelledby')
+        || e.querySelector(':scope > title')?.textContent || e.closest('[aria-hidden=true]');
+    const bad = [];
+    const all = selector => document.querySelectorAll(`.bd-article :is(${selector})`);
+    for (const e of all('img')) if (!e.alt.trim()) bad.push(e);
+    for (const e of all('svg:not(svg svg, button svg), canvas'))
+        if (!name(e) && !e.closest('[role=img][aria-label]')) bad.push(e);
+    for (const e of all('input, select, textarea, button')) {
+        const words = e.labels?.[0]?.innerText || e.innerText || e.title;
+        if (!name(e) && !words.trim()) bad.push(e);
+    }
+    return bad.map(e => e.outerHTML.slice(0, 160));
+}"""
+
+# Elements that stick out of a narrow screen, when the page itself scrolls sideways.
+WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
+    [...document.querySelectorAll('body *')]
+    .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+    .map(e => `<${e.tagName.toLowerCase()} class="${e.getAttribute('class') ?? ''}"> right edge ` +
+        Math.round(e.getBoundingClientRect().right)).slice(-8)"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("over", ["http", "file"])
+def test_page_loads_quietly(open_page, toc_page, over, dark):
+    page = open_page(toc_page, over=over, dark=dark)
+    page.widgets()
+    assert page.page.locator(".bd-article h1").first.is_visible()
+    theme = page.page.evaluate("document.documentElement.dataset.theme")
+    assert theme == ("dark" if dark else "light")
+    assert page.page.locator("mjx-merror").count() == 0, "a formula does not parse"
+    assert page.page.evaluate(SILENT) == []
+    if folder := os.environ.get("MINQ_SCREENSHOTS"):
+        name = f"{toc_page}-{'dark' if dark else 'light'}.png"
+        page.page.screenshot(path=Path(folder, name), full_page=True)
+
+
+def test_page_fits_a_phone(open_page, toc_page):
+    page = open_page(toc_page, width=375, height=720, touch=True)
+    page.widgets()
+    assert page.page.evaluate(WIDE) == []
+    if folder := os.environ.get("MINQ_SCREENSHOTS"):
+        page.page.screenshot(path=Path(folder, f"{toc_page}-phone.png"), full_page=True)
+
+
+def test_sliders_by_keyboard(open_page, toc_page, measure):
+    page = open_page(toc_page)
+    latency = []
+    for number, widget in enumerate(page.widgets()):
+        for slider in widget.sliders():
+            where = f"widget {number}, slider {slider.label!r}"
+            low, high = slider.limits
+            first, seen = slider.value, set()
+            for key in ("Home", "ArrowRight", "End", "ArrowLeft"):
+                slider.press(key)
+                seen.add(widget.snapshot())
+                assert not widget.broken_text(), f"{where}, {key}"
+                if key in ("Home", "End") and "," not in slider.label:  # ends of a range push
+                    assert slider.value == pytest.approx(low if key == "Home" else high), where
+            assert len(seen) > 1 or low == high, f"{where}: nothing on the screen changed"
+            latency.append(slider.set(first))
+    if latency:
+        handled = sorted(m["handler_ms"] for m in latency)
+        frames = sorted(m["frame_ms"] for m in latency)
+        measure(
+            f"redraw-{toc_page}",
+            sliders=len(latency),
+            handler_ms_median=handled[len(handled) // 2],
+            handler_ms_worst=handled[-1],
+            frame_ms_median=frames[len(frames) // 2],
+        )
+        assert handled[-1] < 250, "a drag should redraw at once"
+
+
+@pytest.mark.parametrize("touch", [False, True], ids=["mouse", "touch"])
+def test_sliders_by_pointer(open_page, toc_page, touch):
+    page = open_page(toc_page, touch=touch, width=800)
+    for number, widget in enumerate(page.widgets()):
+        for slider in widget.sliders():
+            slider.tap(0.02) if touch else slider.drag(0.5, 0.02)
+            value, drawn = slider.value, widget.snapshot()
+            slider.tap(0.98) if touch else slider.drag(0.02, 0.98)
+            where = f"widget {number}, slider {slider.label!r}"
+            assert slider.value != value, where
+            assert widget.snapshot() != drawn, where
+
+
+def test_widgets_are_ready_soon(open_page, toc_page, measure):
+    page = open_page(toc_page, height=20_000)  # so tall that every widget starts at once
+    widgets = page.widgets()
+    if widgets:
+        ready = page.page.evaluate("Math.max(...readyTimes)")
+        weight = page.page.evaluate(
+            "performance.getEntries().reduce((sum, e) => sum + (e.decodedBodySize ?? 0), 0)"
+        )
+        numbers = {"widgets": len(widgets), "ready_s": ready / 1e3, "page_mb": weight / 1e6}
+        measure(f"ready-{toc_page}", **numbers)
+        assert ready < 15_000
+
+
+@pytest.mark.parametrize("over", ["http", "file"])
+def test_search_finds_a_page(open_page, over):
+    page = open_page("search.html?q=quantize", over=over)
+    page.page.wait_for_selector("#search-results li a")
+
+
+def test_front_door_leads_to_the_first_page(open_page):
+    page = open_page("index.html", over="file")
+    page.page.wait_for_url(f"**/{toc_pages()[0]}.html")
+
+
+def test_chapters_open_in_colab_and_binder(open_page, book):
+    chapter = next(name for name in toc_pages() if name.startswith("ch"))
+    page = open_page(chapter).page
+    for host in ("colab.research.google.com", "mybinder.org"):
+        assert page.locator(f"a[href*='{host}'][href*='{chapter}.ipynb']").count() == 1
