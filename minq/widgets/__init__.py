@@ -1,0 +1,38 @@
+"""Pictures to play with. Each is an anywidget whose JavaScript computes and draws in the page.
+
+    from minq.widgets import AffinePlayground
+    AffinePlayground(data, bits=4)
+
+They are loaded on first use, so that ``import minq`` needs neither ipywidgets nor a browser.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "AffinePlayground": "affine_playground",
+    "ImageBits": "image_bits",
+    "RangeTradeoff": "range_tradeoff",
+    "Granularity": "granularity",
+    "MacArray": "mac_array",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"minq.widgets has no {name!r}; it has {', '.join(_HOME)}")
+    try:
+        return getattr(importlib.import_module(f"minq.widgets.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("anywidget", "ipywidgets", "traitlets"):
+            raise
+        raise ImportError(
+            f"minq.widgets.{name} needs {error.name}; install it with: pip install anywidget"
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return __all__

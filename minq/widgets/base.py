@@ -1,0 +1,151 @@
+"""What every widget of the book shares: one bundled script, checks, and a text twin.
+
+A widget is a Python file and a JavaScript file of the same name beside it:
+
+    class Spectrum(Widget):                      # minq/widgets/spectrum.py and spectrum.js
+        bits = traitlets.Int(4).tag(sync=True)
+        shown = ("bits",)                        # what repr() prints
+
+The scripts are plain ES modules that import each other (``import { quantize } from
+"./quantize.js"``), so a browser or Node can load and test them as they are. A widget must reach the
+page as one string, so ``bundle`` joins a script and all it imports.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import numpy as np
+import traitlets
+
+from minq._checks import as_float
+
+HERE = Path(__file__).parent
+_IMPORT = re.compile(r'^import\s*\{[^}]*\}\s*from\s*"\./([\w.]+)";[ \t]*\n', re.MULTILINE)
+_EXPORT = re.compile(r"^export (?=(?:async )?function|const|let|class)", re.MULTILINE)
+_TOP_LEVEL = re.compile(
+    r"^(?:export )?(?:async )?(?:function\*?|const|let|class) +(\w+)", re.MULTILINE
+)
+
+
+def modules(name: str) -> list[str]:
+    """The script ``name`` and all it imports, imported ones first.
+
+    >>> modules("ui.js")
+    ['ui.js']
+    """
+    found: list[str] = []
+    for other in _IMPORT.findall((HERE / name).read_text(encoding="utf-8")):
+        found += [m for m in modules(other) if m not in found]
+    return [*found, name]
+
+
+@functools.cache
+def bundle(name: str) -> str:
+    """One ES module from the script ``name`` and all it imports.
+
+    Imports fall away and only ``export default`` of the last script stays, so all scripts share one
+    scope: a name declared twice is an error, and an import must not rename (``as``).
+    """
+    owner: dict[str, str] = {}
+    parts = []
+    for module in modules(name):
+        source = (HERE / module).read_text(encoding="utf-8")
+        for declared in _TOP_LEVEL.findall(source):
+            if owner.setdefault(declared, module) != module:
+                raise ValueError(
+                    f"{module} and {owner[declared]} both declare {declared}; rename one of them"
+                )
+        source = _EXPORT.sub("", _IMPORT.sub("", source))
+        if left := re.search(r"^(?:import\b|export (?!default )).*", source, re.MULTILINE):
+            raise ValueError(
+                f"{module}: cannot bundle {left[0]!r}; "
+                'use import {{ a, b }} from "./file.js"; and export function / const'
+            )
+        if module != name and re.search(r"^export default", source, re.MULTILINE):
+            raise ValueError(f"{module} has a default export, so it cannot be imported")
+        parts.append(source)
+    return "\n".join(parts)
+
+
+def style(name: str) -> str:
+    """The shared style, and the widget's own ``name``.css where it has one."""
+    files = (HERE / "ui.css", HERE / f"{name}.css")
+    return "\n".join(f.read_text(encoding="utf-8") for f in files if f.exists())
+
+
+class Widget(anywidget.AnyWidget):
+    """Base of our widgets: the bundled script and style, a stable repr, a text that stands for it.
+
+    alt: what the picture shows, in a sentence or two, for readers who cannot see or run it. Every
+    widget has one; an empty one is an error.
+    """
+
+    alt = traitlets.Unicode().tag(sync=True)
+    shown: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        name = cls.__module__.rpartition(".")[2]
+        if "_esm" not in cls.__dict__ and (HERE / f"{name}.js").exists():
+            cls._esm = bundle(f"{name}.js")
+            cls._css = style(name)
+        super().__init_subclass__(**kwargs)
+
+    def __init__(self, **traits: Any) -> None:
+        unknown = [k for k in traits if not self.has_trait(k)]
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no argument {unknown[0]!r}")
+        super().__init__(**traits)
+        if not self.alt.strip():
+            raise ValueError(
+                f"{type(self).__name__} needs alt: a sentence that says what the picture shows"
+            )
+
+    @traitlets.validate("alt")
+    def _check_alt(self, proposal: Any) -> str:
+        if not proposal.value.strip():
+            raise ValueError("alt must not be empty; say in a sentence what the picture shows")
+        return proposal.value
+
+    def __repr__(self) -> str:
+        # No model id in it: stored notebook outputs are compared as text, run after run.
+        values = (f"{k}={_short(getattr(self, k))}" for k in self.shown)
+        return f"{type(self).__name__}({', '.join(values)})"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        data, metadata = super()._repr_mimebundle_(**kwargs)
+        # What a page, a printout or a terminal shows that cannot run the widget.
+        data["text/plain"] = f"{self!r}\n{self.alt}"
+        return data, metadata
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)
+
+
+def pack(values: Any, name: str, most: int) -> tuple[np.ndarray, bytes]:
+    """``values`` as a float32 array and its little-endian bytes, the form in which data travel.
+
+    Raises TypeError or ValueError for what is not a float, NaN, infinite, empty, or more than
+    ``most`` values.
+
+    >>> pack([1.0, 2.0], "data", most=10)[1].hex()
+    '0000803f00000040'
+    """
+    if hasattr(values, "detach"):  # a torch tensor
+        values = values.detach().cpu().double().numpy()
+    values = as_float(values, name)
+    if values.size > most:
+        raise ValueError(
+            f"{name} has {values.size:,} values, but at most {most:,} travel with the page; "
+            f"pass a sample, e.g. {name}.flat[::{-(-values.size // most)}]"
+        )
+    with np.errstate(over="ignore"):
+        packed = values.astype("<f4")
+    if not np.isfinite(packed).all():
+        raise ValueError(f"{name} has values too large for float32 (above 3.4e38); divide it first")
+    return packed, packed.tobytes()

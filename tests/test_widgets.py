@@ -1,0 +1,264 @@
+"""The widgets' Python side: one script a widget, checked traits, a stable repr, a text twin."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("anywidget")
+import traitlets
+
+import minq.widgets
+from minq import affine
+from minq.widgets import AffinePlayground, ImageBits, base
+from minq.widgets.image_bits import sample_image
+
+SCRIPTS = sorted(p.name for p in base.HERE.glob("*.js") if p.stem not in ("ui", "quantize"))
+
+
+# --- Loading and bundling -------------------------------------------------------------------------
+
+
+def test_importing_the_library_loads_no_widget_machinery():
+    code = "import sys, minq.widgets as w; print('anywidget' in sys.modules, 'ImageBits' in dir(w))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
+def test_unknown_widget_and_missing_anywidget_say_what_to_do():
+    with pytest.raises(AttributeError, match="it has AffinePlayground"):
+        _ = minq.widgets.Playground
+    code = "import sys; sys.modules['anywidget'] = None; from minq.widgets import ImageBits"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pip install anywidget" in done.stderr
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_bundle_is_one_module_without_imports(name, tmp_path):
+    source = base.bundle(name)
+    assert not re.search(r"^\s*import\b", source, re.MULTILINE)
+    assert re.findall(r"^export .*", source, re.MULTILINE) == ["export default {"]
+    declared = base._TOP_LEVEL.findall(source)
+    assert len(declared) == len(set(declared))
+    # Only those names may be used that are declared in the bundle: none is lost with its import.
+    for module in base.modules(name):
+        text = (base.HERE / module).read_text("utf-8")
+        for names in re.findall(r"^import\s*\{([^}]*)\}", text, re.MULTILINE):
+            assert {n.strip() for n in names.split(",") if n.strip()} <= set(declared)
+    if shutil.which("node"):  # the parser also rejects a name declared twice
+        file = tmp_path / "bundle.mjs"
+        file.write_text(source, "utf-8")
+        subprocess.run(["node", "--check", file], check=True)
+
+
+def test_bundler_refuses_what_it_cannot_join(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "HERE", tmp_path)
+
+    def bundle(**files):
+        for stem, text in files.items():
+            (tmp_path / f"{stem}.js").write_text(text)
+        return base.bundle.__wrapped__(next(iter(files)) + ".js")
+
+    importing = 'import { f } from "./b.js";\n'
+    both = bundle(a=importing + "export default { f };\n", b="export function f() {}\n")
+    assert both == "function f() {}\n\nexport default { f };\n"
+    with pytest.raises(ValueError, match="a.js and b.js both declare f"):
+        bundle(a=importing + "const f = 1;\n", b="export function f() {}\n")
+    with pytest.raises(ValueError, match="cannot bundle"):
+        bundle(a='import x from "./b.js";\n', b="export const x = 1;\n")
+    with pytest.raises(ValueError, match="cannot bundle"):
+        bundle(a=importing, b="const f = 1;\nexport { f };\n")
+    with pytest.raises(ValueError, match="default export"):
+        bundle(a=importing, b="export const f = 1;\nexport default {};\n")
+
+
+def test_style_is_shared_and_scoped():
+    """No rule may reach out of the figure into the page around it."""
+    text = re.sub(r"/\*.*?\*/", "", ImageBits._css, flags=re.DOTALL)
+    assert ImageBits._css == AffinePlayground._css
+    for selector in re.findall(r"([^{}]+)\{[^{}]*\}", text):
+        selector = selector.strip()
+        assert ".minq" in selector, selector
+
+
+# --- What every widget does -----------------------------------------------------------------------
+
+FACTORIES = [lambda **k: AffinePlayground(**k), lambda **k: ImageBits(np.eye(4), **k)]
+
+
+@pytest.mark.parametrize("make", FACTORIES)
+def test_repr_is_stable_and_the_text_twin_is_there(make):
+    assert repr(make()) == repr(make())
+    data, _ = make()._repr_mimebundle_()
+    assert data["text/plain"] == f"{make()!r}\n{make().alt}"
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert make(alt="Mine.").alt == "Mine."
+    with pytest.raises(ValueError, match="say in a sentence what the picture shows"):
+        make(alt="  ")
+    with pytest.raises(traitlets.TraitError):
+        make(alt=None)
+    with pytest.raises(TypeError, match="no argument 'colour'"):
+        make(colour="red")
+
+
+def test_a_widget_without_alt_cannot_be_made():
+    class Mute(base.Widget):
+        _esm = "export default {}"
+
+    with pytest.raises(ValueError, match="Mute needs alt"):
+        Mute()
+
+
+@pytest.mark.parametrize("make", FACTORIES)
+def test_state_travels_as_json_and_bytes(make):
+    widget = make()
+    state = widget.get_state()
+    name = type(widget).__name__
+    home = getattr(minq.widgets, name)
+    assert (state["_esm"], state["_css"]) == (home._esm, home._css)
+    assert state["_anywidget_id"] == f"{home.__module__}.{name}"  # the figure's class: minq-NAME
+    json.dumps({k: v for k, v in state.items() if not isinstance(v, bytes) and k != "layout"})
+
+
+def test_pack():
+    values, raw = base.pack([1, 2.5], "data", 2)
+    assert np.frombuffer(raw, "<f4").tolist() == [1, 2.5] == values.tolist()
+    torch = pytest.importorskip("torch")
+    _, raw = base.pack(torch.tensor([1.5], dtype=torch.bfloat16, requires_grad=True), "data", 2)
+    assert np.frombuffer(raw, "<f4").tolist() == [1.5]
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "says"),
+    [
+        ([], ValueError, "empty"),
+        ([1.0, float("nan")], ValueError, "1 NaN or infinite"),
+        ([float("inf")], ValueError, "infinite"),
+        (np.arange(3), TypeError, "floating point"),
+        ("abc", TypeError, "a list of numbers"),
+        (np.zeros(200_001), ValueError, r"pass a sample, e.g. data.flat\[::3\]"),
+        ([1e39], ValueError, "float32"),
+    ],
+)
+def test_bad_data_are_refused(bad, error, says):
+    with pytest.raises(error, match=says):
+        AffinePlayground(bad)
+
+
+# --- Affine playground ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_playground_starts_with_the_min_max_grid(bits, signed, symmetric):
+    data = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    kind = dict(signed=signed)
+    if signed and bits == 1:
+        with pytest.raises(ValueError, match="no positive level"):
+            AffinePlayground(data, bits=bits, signed=signed)
+        return
+    w = AffinePlayground(data, bits=bits, signed=signed, symmetric=symmetric)
+    low = 0.0 if symmetric and not signed else float(data.min())
+    scale, z = affine.scale_zero_point(low, float(data.max()), bits, symmetric=symmetric, **kind)
+    assert (w.scale, w.zero_point) == (float(scale), int(z))
+    flat = data.astype(np.float64)
+    assert (w.x_hat == affine.fake_quantize(flat, scale, int(z), bits, **kind)).all()
+    assert np.frombuffer(w.data, "<f4").tolist() == data.ravel().tolist()
+
+
+def test_playground_with_a_given_scale_puts_the_zero_point_where_the_data_begin():
+    w = AffinePlayground([-1.0, 3.0], scale=0.5, bits=4)
+    assert (w.scale, w.zero_point) == (0.5, 2)
+    assert AffinePlayground([-1.0, 3.0], scale=0.5, symmetric=True, signed=True).zero_point == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (dict(bits=0), "bits must be from 1 to 16"),
+        (dict(bits=17), "bits must be from 1 to 16"),
+        (dict(scale=0.0), "scale must be"),
+        (dict(scale=float("nan")), "scale must be"),
+        (dict(scale=float("inf")), "scale must be"),
+        (dict(zero_point=16), "on the grid"),
+        (dict(zero_point=-1), "on the grid"),
+        (dict(symmetric=True, zero_point=3), "symmetric grid has zero_point 0"),
+    ],
+)
+def test_playground_refuses_what_makes_no_grid(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        AffinePlayground(**arguments)
+
+
+def test_live_changes_stay_on_the_grid():
+    w = AffinePlayground(bits=8, zero_point=200)
+    w.bits = 4
+    assert w.zero_point == 15
+    w.signed = True
+    assert w.zero_point == 7
+    w.symmetric = True
+    assert w.zero_point == 0
+    with pytest.raises(ValueError, match="symmetric grid"):
+        w.zero_point = 1
+    with pytest.raises(ValueError, match="no positive level"):
+        w.bits = 1
+    with pytest.raises(ValueError, match="scale must be"):
+        w.scale = -1.0
+    assert (w.bits, w.signed, w.zero_point) == (4, True, 0)
+    # What the page sends arrives as one message, and is checked as a whole.
+    w.set_state({"symmetric": False, "signed": False, "bits": 8, "zero_point": 255, "scale": 0.5})
+    assert (w.bits, w.zero_point, w.scale) == (8, 255, 0.5)
+
+
+# --- Pictures -------------------------------------------------------------------------------------
+
+
+def test_pictures_from_arrays():
+    grey = ImageBits(np.array([[0.0, 0.5, 1.0]]), bits=2)
+    assert grey.pixels == bytes([0, 128, 255]) and grey.shape == [1, 3, 1]
+    colour = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    w = ImageBits(np.asfortranarray(colour), channels=[True, False, True])
+    assert (
+        w.pixels == colour.tobytes() and w.shape == [4, 5, 3] and w.channels == [True, False, True]
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "says"),
+    [
+        (np.zeros((3, 8, 8), np.uint8), ValueError, "moveaxis"),
+        (np.zeros(5), ValueError, "must be"),
+        (np.zeros((0, 4)), ValueError, "empty"),
+        (np.zeros((600, 600), np.uint8), ValueError, "shrink it"),
+        (np.zeros((4, 4), np.int64), TypeError, "uint8 or floats"),
+        (np.full((4, 4), 255.0), ValueError, "scale it first"),
+        (np.full((4, 4), np.nan), ValueError, "without NaN"),
+        ("cat", ValueError, "one of flower, china, digit"),
+    ],
+)
+def test_bad_pictures_are_refused(image, error, says):
+    with pytest.raises(error, match=says):
+        ImageBits(image)
+
+
+def test_bad_bits_and_channels_are_refused():
+    for bits in (0, 9):
+        with pytest.raises(ValueError, match="bits must be from 1 to 8"):
+            ImageBits(np.eye(3), bits=bits)
+    with pytest.raises(ValueError, match="one a channel"):
+        ImageBits(np.eye(3), channels=[True, True])
+
+
+@pytest.mark.parametrize(("name", "shape"), [("flower", (128, 128, 3)), ("digit", (8, 8))])
+def test_sample_pictures(name, shape):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("PIL")
+    image = sample_image(name)
+    assert (
+        image.shape == shape and image.dtype == np.uint8 and image.max() > 200 and image.min() < 10
+    )
