@@ -69,7 +69,8 @@ def percentile(
 
     Raises as ``min_max`` does, and ValueError where ``percent`` is not in (0, 100].
     """
-    if not 0 < _number(percent, "percent") <= 100:
+    percent = _number(percent, "percent")
+    if not 0 < percent <= 100:
         raise ValueError(f"percent must be above 0 and at most 100, not {percent}; try 99.9")
 
     def estimate(rows: Array) -> Range:
@@ -80,7 +81,8 @@ def percentile(
         def at(position: float) -> Array:
             k = min(int(position), max(last - 1, 0))
             t = position - k
-            below, above = rows[:, k : k + 1], rows[:, min(k + 1, last) :][:, :1]
+            next_k = min(k + 1, last)
+            below, above = rows[:, k : k + 1], rows[:, next_k : next_k + 1]
             # Rounding must not carry the sum past the two values between which it lies.
             return xp.minimum(xp.maximum(below * (1 - t) + above * t, below), above)
 
@@ -136,7 +138,8 @@ def mse(
         starts = [(low, high), _solve_noise_model(rows, widest, n, p, symmetric)]
         return _search(lambda s, z: _squared_error(rows, s, z, n, p), starts, n, p, grid)
 
-    return _per_row(estimate, x, axis, group)
+    with np.errstate(over="ignore", invalid="ignore"):  # a candidate that overflows only loses
+        return _per_row(estimate, x, axis, group)
 
 
 def _squared_error(x: Array, scale: Array, zero_point: Array, n: int, p: int) -> Array:
@@ -180,19 +183,19 @@ def _solve_noise_model(x: Array, widest: Array, n: int, p: int, symmetric: bool)
             width, rounding = high - low, rows.shape[1] / 12
             below, cut_below = _tail(rows, low, -1)
             above, cut_above = _tail(rows, high, 1)
-            # Newton: minus half of dE/ds, dE/dlow or dE/dhigh, over half of its derivative. Where
-            # nothing is cut off, a step could fall far below the optimum, so it may only halve.
+            # Newton: minus half of dE/ds, or of dE/dlow and dE/dhigh, over half its derivative.
+            # Where nothing is cut off a step would fall far too deep, so it may only halve.
             if symmetric:
-                down = p * cut_above - n * cut_below - rounding * scale
-                down = down / (p * p * above + n * n * below + rounding)
-                scale = xp.minimum(xp.maximum(scale + down, scale / 2), widest)
+                slope = p * cut_above - n * cut_below - rounding * scale
+                step = slope / (p * p * above + n * n * below + rounding)
+                scale = xp.minimum(xp.maximum(scale + step, scale / 2), widest)
                 low, high = n * scale, p * scale
             else:
                 rounding = rounding / (p - n) ** 2
-                up = (cut_above - rounding * width) / (above + rounding)
-                down = (cut_below - rounding * width) / (below + rounding)
-                low = xp.maximum(xp.minimum(low - down, low / 2), smallest)
-                high = xp.minimum(xp.maximum(high + up, high / 2), largest)
+                out_low = (cut_below - rounding * width) / (below + rounding)
+                out_high = (cut_above - rounding * width) / (above + rounding)
+                low = xp.maximum(xp.minimum(low - out_low, low / 2), smallest)
+                high = xp.minimum(xp.maximum(high + out_high, high / 2), largest)
             if not bool(xp.any(xp.abs(high - low - width) > 0.1 * width)):
                 break
     return low, high
@@ -264,7 +267,8 @@ def cross_entropy(
             starts = [(low * a, high * b) for a in shrink for b in shrink]
         return _search(loss, starts, n, p, grid, relative=False)
 
-    return _per_row(estimate, logits, None, None)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _per_row(estimate, logits, None, None)
 
 
 def _log_softmax(v: Array) -> Array:
@@ -306,7 +310,8 @@ def batch_norm(
         raise ValueError(
             f"gamma {tuple(gamma.shape)} and beta {tuple(beta.shape)} must both be (channels,)"
         )
-    if not 0 < _number(alpha, "alpha") < math.inf:
+    alpha = _number(alpha, "alpha")
+    if not 0 < alpha < math.inf:
         raise ValueError(f"alpha must be positive and finite, not {alpha}; the paper takes 6")
     xp, dtype = namespace(gamma), compute_dtype(gamma)
     if is_torch_array(gamma):
@@ -316,7 +321,7 @@ def batch_norm(
     if not per_channel:
         low, high = xp.min(low), xp.max(high)  # eq. (18), (19)
     if clip is not None:
-        floor, ceiling = (_number(end, "clip") for end in clip)
+        floor, ceiling = _number(clip[0], "clip[0]"), _number(clip[1], "clip[1]")
         if not floor < ceiling:
             raise ValueError(f"clip must be (low, high) with low < high, not {clip}")
         low, high = xp.clip(low, floor, ceiling), xp.clip(high, floor, ceiling)
@@ -347,13 +352,12 @@ def _search(
     best: list[Array] = []
 
     def offer(scale: Array, zero_point: Array, low: Array, high: Array) -> None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            price = cost(scale, zero_point)
-            if relative:
-                price = price * xp.astype(scale / unit, xp.float64) ** 2
+        price = cost(scale, zero_point)
+        if relative:
+            price = price * xp.astype(scale / unit, xp.float64) ** 2
         candidate = [price, scale, zero_point, low, high]
         if best:
-            better = price < best[0]
+            better = (price < best[0]) & xp.isfinite(high - low)
             pairs = zip(candidate, best, strict=True)
             candidate = [xp.where(better, new, old) for new, old in pairs]
         best[:] = candidate
@@ -363,9 +367,8 @@ def _search(
 
     for low, high in starts:
         scale, zero_point = scale_zero_point(low, high, **grid)
-        offer(
-            scale, xp.astype(zero_point, dtype), xp.clip(low, max=0.0), xp.clip(high, min=0.0)
-        )
+        low, high = xp.clip(low, max=0.0), xp.clip(high, min=0.0)
+        offer(scale, xp.astype(zero_point, dtype), low, high)
     for reach in _ROUNDS:
         _, scale, zero_point, _, _ = best
         for share in (-1, -0.5, 0.5, 1):

@@ -173,7 +173,7 @@ export default {
       hist.layer("data").replaceChildren(svg("path", { class: "mq-area mq-fill", d: histogramPath(counts, ...domain, x, up) }));
       hist.axisX(x, {});
       const y = ruler(q, x), edge = v => Math.max(hist.left, Math.min(hist.right, x(v)));
-      hist.layer("ends").replaceChildren(...ends.map(v => svg("line", { class: "mq-stroke mq-blue mq-thin mq-dashed", x1: edge(v), x2: edge(v), y1: y, y2: hist.bottom })));
+      hist.layer("ends").replaceChildren(...ends.filter(v => v > domain[0] && v < domain[1]).map(v => svg("line", { class: "mq-stroke mq-blue mq-thin mq-dashed", x1: edge(v), x2: edge(v), y1: y, y2: hist.bottom })));
       hist.layer("probe").replaceChildren(svg("line", { class: "mq-stroke mq-green mq-thin", x1: x(probe), x2: x(probe), y1: hist.top - 4, y2: hist.bottom }));
       placeEnds(q, ends, lowEnd, highEnd, x.invert, v => ({ x: edge(v), y }));
 

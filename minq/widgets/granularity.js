@@ -4,6 +4,8 @@ import { extent, floats, fmt, linear, linePath, logarithmic, svg, widget } from 
 
 const DEAD = 1e-4; // of the tensor's largest weight: a channel below it computes nothing
 const MARGIN = { left: 46, right: 16 };
+const stroke = (kind, d, more = {}) => svg("path", { class: `mq-stroke ${kind}`, d, ...more });
+const area = (kind, d) => svg("path", { class: `mq-area ${kind}`, d });
 
 /** Quantize a tensor of `rows` channels, min-max, and say what became of it.
  *  Pieces: the stretches that share a scale, in order; `per` of them in a channel (0: one for all). */
@@ -54,12 +56,15 @@ export default {
 
     w.controls(
       w.slider({ trait: "bits", label: "Bits", min: 2, max: 8 }),
-      w.segmented({ trait: "granularity", label: "One scale per", options: [["tensor", "tensor"], ["channel", "channel"], ["group", "group"]] }),
+      w.segmented({ trait: "granularity", label: "One scale per", options: ["tensor", "channel", "group"].map(k => [k, k]) }),
     );
     // A long channel is cut at powers of two, as real kernels do; a short one anywhere.
     const long = length > 64, exponent = () => Math.round(Math.log2(w.get("group")));
     const group = long
-      ? w.slider({ label: "Weights per group", value: exponent(), min: 1, max: Math.floor(Math.log2(length)), format: v => fmt(2 ** v, 6), onInput: v => w.set("group", 2 ** v) })
+      ? w.slider({
+        label: "Weights per group", value: exponent(), min: 1, max: Math.floor(Math.log2(length)),
+        format: v => fmt(2 ** v, 6), onInput: v => w.set("group", 2 ** v),
+      })
       : w.slider({ trait: "group", label: "Weights per group", min: Math.min(2, length), max: length });
     if (long) w.on("group", () => { if (2 ** group.value !== w.get("group")) group.value = exponent(); });
     w.controls(group, w.segmented({ trait: "symmetric", label: "Grid", options: [[true, "symmetric"], [false, "asymmetric"]] }));
@@ -68,7 +73,9 @@ export default {
     w.add(ranges);
     const quality = w.plot({ height: 128, margin: { ...MARGIN, top: 28, bottom: 36 } });
     w.add(quality);
-    w.legend([["box grey", "a channel's weights"], ["box red", "becomes all zero"], ["hatch", "rounds to 0"], ["line blue", "levels of the grid"]]);
+    w.legend([
+      ["box grey", "a channel's weights"], ["box red", "becomes all zero"], ["hatch", "rounds to 0"], ["line blue", "levels of the grid"],
+    ]);
     w.controls(
       w.segmented({ trait: "order", label: "Channels", options: [["natural", "as stored"], ["sorted", "largest first"]] }),
       w.segmented({ trait: "log", label: "Weights", options: [[false, "linear"], [true, "log |w|"]] }),
@@ -86,7 +93,9 @@ export default {
     const detail = w.plot({ height: v => (v < 480 ? 190 : 210), margin: { ...MARGIN, top: 34, bottom: 36 } });
     w.add(detail);
     w.legend([["dot soft", "weight before"], ["line blue", "weight after"], ["line red", "its error"]]);
-    const one = four(w.readouts([["range", "range of the channel"], ["scale", "its scale"], ["used", "levels it uses"], ["sqnr", "its SQNR"]]));
+    const one = four(w.readouts([
+      ["range", "range of the channel"], ["scale", "its scale"], ["used", "levels it uses"], ["sqnr", "its SQNR"],
+    ]));
 
     // --- Which channel: by pointer, by tap, by keys ---
     let order = [], rank = [], xs = linear([0, rows], [0, 1]);
@@ -112,8 +121,9 @@ export default {
 
     const drawRanges = g => {
       const p = ranges, log = w.get("log"), live = g.channels.filter(c => !c.dead);
-      const floor = Math.min(...live.map(c => c.most)) / 40, [low, high] = [Math.min(0, ...g.channels.map(c => c.low)), Math.max(0, ...g.channels.map(c => c.high))];
-      const y = log ? logarithmic([floor, 1.4 * g.largest], [p.bottom, p.top]) : linear([low - 0.04 * (high - low), high + 0.04 * (high - low)], [p.bottom, p.top]);
+      const floor = Math.min(...live.map(c => c.most)) / 40, [low, high] = extent([0, ...g.channels.flatMap(c => [c.low, c.high])]);
+      const spare = 0.04 * (high - low), frame = [p.bottom, p.top];
+      const y = log ? logarithmic([floor, 1.4 * g.largest], frame) : linear([low - spare, high + spare], frame);
       const at = v => (log ? y(Math.max(v, floor)) : y(v)), zero = log ? p.bottom : y(0);
       let eaten = "", grid = "", ends = "";
       const noisy = g.per > 1 && xs(1 / g.per) - xs(0) < 4; // levels of narrow groups are but dots
@@ -145,7 +155,7 @@ export default {
         else if (!c.dead) bars += shape;
       }
       p.axisY(y, { label: log ? "magnitude of the weights, |w|" : "weights, smallest to largest", ticks: 5 });
-      p.layer("bars").replaceChildren(svg("path", { class: "mq-area mq-grey", d: bars }), svg("path", { class: "mq-area mq-red", d: lost }));
+      p.layer("bars").replaceChildren(area("mq-grey", bars), area("mq-red", lost));
       p.layer("eaten").replaceChildren(svg("path", { class: "mq-veil", d: eaten }), svg("path", { fill: p.hatch, d: eaten }));
       const crowded = g.per * rows * 6 > p.right - p.left || (!log && at(0) - at(g.pieces[0].s) < 7);
       p.layer("grid").replaceChildren(
@@ -154,25 +164,32 @@ export default {
         svg("line", { class: "mq-axis", x1: p.left, x2: p.right, y1: zero, y2: zero }),
       );
       p.layer("names").replaceChildren(
-        ...g.channels.filter(c => c.dead).map(c => svg("path", { class: "mq-stroke mq-soft mq-thin", d: cross(xs(rank[c.row] + 0.5), zero - 7, Math.min(3, wide / 2)) })),
+        ...g.channels.filter(c => c.dead).map(c => stroke("mq-soft mq-thin", cross(xs(rank[c.row] + 0.5), zero - 7, Math.min(3, wide / 2)))),
       );
     };
     const drawChosen = chosen => {
       const p = ranges;
       for (const q of [p, quality]) mark(q, chosen);
       const here = xs(rank[chosen.row] + 0.5), right = here < (p.left + p.right) / 2;
-      p.layer("picked").append(svg("text", { class: "mq-green mq-strong mq-halo", x: here + (right ? 14 : -14), y: p.bottom + 18, "text-anchor": right ? "start" : "end" }, `channel ${chosen.row}`));
-      knob.place({ x: here, y: p.bottom + 14, value: rank[chosen.row], min: 0, max: rows - 1, step: 1, text: `channel ${chosen.row}, ${word(chosen)}`, invert: u => xs.invert(u) - 0.5 });
+      p.layer("picked").append(svg("text", {
+        class: "mq-green mq-strong mq-halo", x: here + (right ? 14 : -14), y: p.bottom + 18, "text-anchor": right ? "start" : "end",
+      }, `channel ${chosen.row}`));
+      knob.place({
+        x: here, y: p.bottom + 14, value: rank[chosen.row], min: 0, max: rows - 1, step: 1,
+        text: `channel ${chosen.row}, ${word(chosen)}`, invert: u => xs.invert(u) - 0.5,
+      });
     };
     const cross = (u, v, r) => `M${u - r} ${v - r}l${2 * r} ${2 * r}M${u - r} ${v + r}l${2 * r} ${-2 * r}`;
-    const mark = (p, c) => p.layer("picked").replaceChildren(svg("line", { class: "mq-stroke mq-green", x1: xs(rank[c.row] + 0.5), x2: xs(rank[c.row] + 0.5), y1: p.top, y2: p.bottom }));
+    const mark = (p, c) => p.layer("picked").replaceChildren(stroke("mq-green", `M${xs(rank[c.row] + 0.5)} ${p.top}V${p.bottom}`));
     const word = c => (c.dead ? "dead" : c.sqnr === Infinity ? "exact" : `${fmt(c.sqnr)} dB`);
 
     const drawQuality = g => {
       const p = quality, y = linear([0, 55], [p.bottom, p.top]), wide = xs(1) - xs(0), r = Math.min(3, wide / 2.2);
       p.axisY(y, { label: "SQNR of each channel (dB)", values: [0, 20, 40] });
       const ticks = [...new Set(xs.ticks(p.width < 480 ? 4 : 8))].filter(v => v < rows && Number.isInteger(v));
-      p.axisX(linear([-0.5, rows - 0.5], [p.left, p.right]), { values: ticks, format: v => fmt(v, 6), label: w.get("order") === "sorted" ? "channels, largest weight first" : "channel" });
+      p.axisX(linear([-0.5, rows - 0.5], [p.left, p.right]), {
+        values: ticks, format: v => fmt(v, 6), label: w.get("order") === "sorted" ? "channels, largest weight first" : "channel",
+      });
       let bars = "", lost = "", dead = "";
       for (const c of g.channels) {
         const u = xs(rank[c.row]), v = u + wide, pad = wide < 3 ? 0 : Math.min(0.22 * wide, 4);
@@ -184,7 +201,7 @@ export default {
       p.layer("bars").replaceChildren(svg("path", { class: "mq-area mq-blue", opacity: 0.75, d: bars }),
         svg("path", { class: "mq-stroke mq-red", d: lost }), svg("path", { class: "mq-stroke mq-soft mq-thin", d: dead }),
         svg("line", { class: "mq-stroke mq-ink mq-dashed", x1: p.left, x2: p.right, y1: all, y2: all }),
-        svg("text", { class: "mq-tick", x: p.right, y: p.top - 9, "text-anchor": "end" }, `– – all weights: ${g.sqnr === Infinity ? "exact" : `${fmt(g.sqnr)} dB`}`));
+        svg("text", { class: "mq-tick", x: p.right, y: p.top - 9, "text-anchor": "end" }, `– – all weights: ${word(g)}`));
     };
 
     const drawDetail = (g, c) => {
@@ -203,15 +220,18 @@ export default {
         }
       }
       const r = clamp((u(1) - u(0)) / 4, 1.2, 4.5), dot = clamp((u(1) - u(0)) / 5, 1.2, 4);
-      p.axisY(y, { label: `channel ${c.row}: its ${length === 1 ? "weight" : `${fmt(length, 6)} weights`} before and after`, ticks: 4, grid: false, format: v => fmt(v, 2) });
-      p.axisX(u, { values: length <= 30 ? Array.from(own, (_, i) => i) : u.ticks(6).filter(v => v >= 0 && v < length && Number.isInteger(v)), format: v => fmt(v, 6), label: "weight" });
-      p.layer("grid").replaceChildren(svg("path", { class: "mq-stroke mq-blue mq-thin", opacity: 0.4, d: grid }), svg("path", { class: "mq-stroke mq-soft mq-thin mq-dashed", d: cuts }),
+      const all = length === 1 ? "weight" : `${fmt(length, 6)} weights`, ticks = length <= 30 ? Array.from(own.keys()) : u.ticks(6);
+      p.axisY(y, { label: `channel ${c.row}: its ${all} before and after`, ticks: 4, grid: false, format: v => fmt(v, 2) });
+      p.axisX(u, { values: ticks.filter(v => v >= 0 && v < length && Number.isInteger(v)), format: v => fmt(v, 6), label: "weight" });
+      p.layer("grid").replaceChildren(stroke("mq-blue mq-thin", grid, { opacity: 0.4 }), stroke("mq-soft mq-thin mq-dashed", cuts),
         svg("line", { class: "mq-axis", x1: p.left, x2: p.right, y1: y(0), y2: y(0) }));
       const errors = Array.from(own, (v, i) => `M${u(i).toFixed(1)} ${y(v).toFixed(1)}V${y(after[i]).toFixed(1)}`).join("");
       p.layer("weights").replaceChildren(
-        svg("path", { class: "mq-stroke mq-red", "stroke-width": 2, d: errors }),
+        stroke("mq-red", errors),
         ...Array.from(own, (v, i) => svg("circle", { class: "mq-area mq-soft", cx: u(i).toFixed(1), cy: y(v).toFixed(1), r })),
-        ...Array.from(after, (v, i) => svg("rect", { class: "mq-area mq-blue", x: (u(i) - 1.4 * dot).toFixed(1), y: (y(v) - dot / 2.5).toFixed(1), width: (2.8 * dot).toFixed(1), height: (dot / 1.25).toFixed(1), rx: 1 })),
+        ...Array.from(after, (v, i) => svg("rect", {
+          class: "mq-area mq-blue", x: (u(i) - 1.4 * dot).toFixed(1), y: (y(v) - dot / 2.5).toFixed(1),
+          width: (2.8 * dot).toFixed(1), height: (dot / 1.25).toFixed(1), rx: 1 })),
       );
     };
 
@@ -236,25 +256,33 @@ export default {
       drawChosen(c);
       drawDetail(g, c);
       const live = g.channels.filter(v => !v.dead), gone = live.filter(v => v.wiped).length, dead = rows - live.length;
-      const worst = live.reduce((a, b) => (b.sqnr < a.sqnr ? b : a)), used = live.map(v => v.levels).sort((a, b) => a - b)[live.length >> 1];
+      const worst = live.reduce((a, b) => (b.sqnr < a.sqnr ? b : a));
+      const used = live.map(v => v.levels).sort((a, b) => a - b)[live.length >> 1];
       const each = w.get("scale_bits") + (q.symmetric ? 0 : q.bits), many = g.pieces.length, bytes = Math.ceil(many * each / 8);
-      const total = Number.isFinite(g.sqnr) ? `${fmt(g.sqnr)} dB` : "exact", size = bytes < 1e4 ? `${fmt(bytes, 5)} B` : `${fmt(bytes / 1000)} kB`;
+      const total = word(g), size = bytes < 1e4 ? `${fmt(bytes, 5)} B` : `${fmt(bytes / 1000)} kB`;
       out.set({
         sqnr: total, worst: word(worst), wiped: `${gone} of ${live.length}`, levels: `${used} of ${g.p - g.n + 1}`,
         scales: fmt(many, 7), size, cost: fmt(q.bits + many * each / x.length, 4), dead: `${dead} of ${rows}`,
       });
       const levels = n => `${n} ${n === 1 ? "level" : "levels"}`;
       const mine = g.per ? g.pieces.slice(c.row * g.per, (c.row + 1) * g.per) : g.pieces, [s0, s1] = extent(mine.map(v => v.s));
-      one.set({ range: `${fmt(c.low, 2)} to ${fmt(c.high, 2)}`, scale: s0 === s1 ? fmt(s0) : `${fmt(s0, 2)} to ${fmt(s1, 2)}`, used: String(c.levels), sqnr: word(c) });
+      one.set({
+        range: `${fmt(c.low, 2)} to ${fmt(c.high, 2)}`, scale: s0 === s1 ? fmt(s0) : `${fmt(s0, 2)} to ${fmt(s1, 2)}`,
+        used: String(c.levels), sqnr: word(c),
+      });
 
-      const whose = { tensor: "one scale for the whole tensor", channel: "a scale for each channel", group: `a scale for every ${q.group} weights` }[q.granularity];
-      const text = `${q.bits} bits, ${whose}: ${gone ? `${gone} of ${live.length} live channels become all zero` : "no live channel is lost"}, `
+      const whose = {
+        tensor: "one scale for the whole tensor", channel: "a scale for each channel", group: `a scale for every ${q.group} weights`,
+      }[q.granularity];
+      const fate = gone ? `${gone} of ${live.length} live channels become all zero` : "no live channel is lost";
+      const text = `${q.bits} bits, ${whose}: ${fate}, `
         + `the worst has ${word(worst)} against ${total} for all weights together.`
         + (dead ? ` ${dead} ${dead === 1 ? "channel is" : "channels are"} dead (×): about zero already before.` : "");
       caption.set(text);
       ranges.describe(`The range of each of ${rows} channels, with the grid over it. ${text}`);
       quality.describe(`SQNR of each channel. ${text}`);
-      detail.describe(`Channel ${c.row} before and after: its weights lie from ${fmt(c.low)} to ${fmt(c.high)}, use ${levels(c.levels)} and have ${c.dead ? "no SQNR, as it is dead" : `an SQNR of ${word(c)}`}.`);
+      detail.describe(`Channel ${c.row} before and after: its weights lie from ${fmt(c.low)} to ${fmt(c.high)} `
+        + `and use ${levels(c.levels)}; SQNR: ${word(c)}.`);
     });
   },
 };

@@ -148,23 +148,24 @@ const put = (x, y, text, kind = "", anchor = "middle", size = null) =>
 /** The largest type, up to `most`, in which a text fits a width. */
 const sized = (text, width, most) => Math.min(most, Math.floor(10 * width / (0.66 * text.length)) / 10);
 
-const title = (x, y, name, detail, second = 0) => svg("text", { x, y }, svg("tspan", { class: "mq-strong" }, name),
-  svg("tspan", { class: "mac-detail", ...(second ? { x, dy: second } : { dx: 6 }) }, detail));
+/** What a part is, and what is stored in it: on one line, or the second within a width. */
+const title = (x, y, name, detail, width = 0) => svg("text", { x, y, style: width && `font-size:${sized(name, width, 12)}px` }, svg("tspan", { class: "mq-strong" }, name),
+  svg("tspan", { class: "mac-detail", ...(width ? { x, dy: 14, style: `font-size:${sized(detail, width, 11)}px` } : { dx: 6 }) }, detail));
 
 /** Where everything stands at this width: beside the array if there is room, else below it. */
 function place(width, { R, C, N, M, B, array }) {
   const pe = PE + (array.doubleBuffer ? 9 : 0), pitch = pe + 12;
-  const map = clamp(104 / M, 9, 14), out = clamp(108 / B, 26, 38);
-  const room = width - (M * map + 44) - 64 - 158 - (44 + B * out);
+  const map = clamp(84 / M, 8, 14), out = clamp(96 / B, 26, 38), left = Math.max(M * map, 76) + 38, right = 42 + B * out;
+  const room = width - left - 58 - 150 - right;
   const wide = room / C >= 43, top = TOP + B * SLOT + 8, bottom = top + R * pitch;
   const cell = wide ? Math.min(room / C, 72) : clamp((width - (C > 4 ? 110 : 132)) / C, 34, 72);
-  const spare = wide ? room - C * cell : 0, bar = wide ? 158 + Math.min(spare, 60) : Math.min(260, width - C * cell - 14);
-  const x0 = wide ? Math.max(0, spare - 60) / 2 : 0;
-  const grid = x0 + (wide ? M * map + 44 : 0), acc = grid + C * cell + (wide ? 64 : 14);
+  const spare = wide ? room - C * cell : 0, bar = wide ? 150 + Math.min(spare, 70) : Math.min(260, width - C * cell - 14);
+  const x0 = wide ? Math.max(0, spare - 70) / 2 : 0;
+  const grid = x0 + (wide ? left : 0), acc = grid + C * cell + (wide ? 58 : 14);
   const small = wide ? map : Math.min(16, 150 / M), below = bottom + 74;
   return {
     wide, cell, pe, pitch, top, bottom, grid, acc, bar, out: wide ? out : Math.min(40, (width - M * small - 60) / B), map: small,
-    mapX: x0, mapY: wide ? top + 6 : below, outX: wide ? acc + bar + 44 : M * small + 60, outY: wide ? top + 6 : below,
+    mapX: x0, mapY: wide ? top + 6 : below, outX: wide ? acc + bar + 42 : M * small + 60, outY: wide ? top + 6 : below,
     height: Math.max(bottom + 26, (wide ? top : below) + 12 + N * Math.max(small, OUT)),
   };
 }
@@ -292,7 +293,7 @@ export default {
     const active = (c, kind) => (c ? `${kind} mac-on` : kind);
 
     function memory(g, s, c) {
-      const nodes = [title(g.mapX, g.mapY - 22, "Weights", S.stored(S.bits.weights), 14)];
+      const nodes = [title(g.mapX, g.mapY - 22, "Weights", S.stored(S.bits.weights), 80)];
       const size = g.map;
       S.W.forEach((row, n) => row.forEach((v, m) => {
         const x = g.mapX + m * size, y = g.mapY + n * size;
@@ -354,7 +355,7 @@ export default {
           cells.push(box(x + 3, y, g.cell - 6, g.pe, empty ? "mac-pe mac-idle" : working ? "mac-pe mac-on" : "mac-pe"));
           if (coming && coming.start + m < coming.stop && !(c?.loading?.[0] === coming.n && u < 0.9)) {
             const text = S.show(S.W[coming.n][coming.start + m]);
-            texts.push(put(x + g.cell - 8, y + g.pe - 5, `next ${text}`, "mq-tick", "end", sized(`next ${text}`, g.cell - 12, 10)));
+            texts.push(put(x + g.cell - 8, y + g.pe - 5, `next ${text}`, "mq-tick mac-next", "end", sized(`next ${text}`, g.cell - 12, 10)));
           }
           if (empty) continue;
           const weight = S.show(S.W[n][index]), arrive = loading ? ramp(u, 0, 0.8) : 1;
@@ -375,14 +376,15 @@ export default {
       const now = shown === c && c, vector = shown?.vector ?? 0, rows = shown?.rows ?? [0, Math.min(S.R, N)];
       const { half, real, array } = S, grow = now ? ramp(u, 0.55, 0.95) : 1, x = v => g.acc + g.bar * (v + half) / (2 * half), nodes = [];
       const y0 = g.wide ? g.top - 20 : 13;
-      nodes.push(title(g.acc, y0, "Accumulators", `${S.stored(array.accumulatorBits)}, vector ${vector + 1}`, 14));
+      nodes.push(title(g.acc, y0, "Accumulators", `${S.stored(array.accumulatorBits)}, vector ${vector + 1}`, g.bar - 4));
       for (let r = 0; r < rows[1] - rows[0]; r++) {
         const n = rows[0] + r, y = g.top + r * g.pitch, before = shown ? shown.before[r] : S.states[0].acc[0][n];
         const total = shown ? shown.total[r] : before, raw = between(before, total, grow), done = grow > 0.97;
         const held = !shown ? before : done ? shown.after[r] : real ? raw : keepBits(Math.round(raw), array.accumulatorBits, array.overflow);
         const exact = !now || done ? S.states[k].exact[vector][n] : S.states[k - 1].exact[vector][n];
         const flows = !real && shown?.overflow[r] && done, wrong = !real && held !== exact && (done || !now);
-        const value = svg("text", { class: `mac-value ${now ? "mq-strong" : "mq-soft"}`, x: g.acc, y: y + 15 }, tsub("A", n + 1), svg("tspan", { dy: -3 }, ` = ${S.show(held)}`));
+        const value = svg("text", { class: `mac-value ${now ? "mq-strong" : "mq-soft"}`, x: g.acc, y: y + 15, style: `font-size:${sized(`A = ${S.show(held)}`, g.bar - (g.bar < 150 ? 6 : 60), 12)}px` },
+          tsub("A", n + 1), svg("tspan", { dy: -3 }, ` = ${S.show(held)}`));
         nodes.push(value, box(g.acc, y + 22, g.bar, 9, "mac-track"));
         const [a, b] = [x(0), clamp(x(held), g.acc, g.acc + g.bar)], left = Math.min(a, b), size = Math.max(1.5, Math.abs(a - b));
         nodes.push(box(left, y + 22, size, 9, wrong || flows ? "mac-level mac-bad" : now ? "mac-level mac-on" : "mac-level", { rx: 1 }));
@@ -404,7 +406,7 @@ export default {
 
     function outputs(g, k, c, u) {
       const s = S.states[u > 0.9 ? k : Math.max(0, k - 1)], nodes = [];
-      nodes.push(title(g.outX, g.outY - 22, "Outputs", S.stored(S.bits.outputs), 14));
+      nodes.push(title(g.outX, g.outY - 22, "Outputs", S.stored(S.bits.outputs), 80));
       for (let n = 0; n < N; n++) {
         const y = g.outY + n * OUT;
         nodes.push(svg("text", { class: "mq-tick", x: g.outX - 5, y: y + 15, "text-anchor": "end" }, tsub("y", n + 1)));
@@ -438,9 +440,10 @@ export default {
       table.hidden = S.real;
       if (S.real) return;
       const { layer } = S, [mult, shift] = layer.multiplier, narrow = p.width < 560;
-      const heads = ["", "A", "A · M", `≫ ${shift}`, `${layer.zeroPoint < 0 ? "−" : "+"} ${Math.abs(layer.zeroPoint)}`, "clamp = y", ...(quantized || narrow ? [] : ["stands for", "in float32"])];
+      const heads = ["", "A", "A · M", `≫ ${shift}`, `${layer.zeroPoint < 0 ? "−" : "+"} ${Math.abs(layer.zeroPoint)}`, narrow ? "clamp" : "clamp = y", ...(quantized || narrow ? [] : ["stands for", "float32"])];
       const rows = Array.from({ length: Math.min(S.R, N) }, (_, r) => {
-        if (!c || r >= c.rows[1] - c.rows[0]) return h("tr", {}, h("td", { colspan: heads.length }, "\u00a0"));
+        if (!c) return h("tr", {}, h("th", { scope: "row" }, `y${low(r)}`), h("td", { colspan: heads.length - 1 }, "waits for its sum"));
+        if (r >= c.rows[1] - c.rows[0]) return h("tr", {}, h("td", { colspan: heads.length }, "\u00a0"));
         const n = c.rows[0] + r, a = c.after[r], q = requantize(a, layer.multiplier, layer.zeroPoint, layer.grid);
         const wrong = a !== S.states[c.index + 1].exact[c.vector][n], product = narrow ? fmt(Number(q.product)) : whole(q.product);
         const cells = [whole(a), product, whole(q.rounded), whole(q.rounded + layer.zeroPoint), h("b", {}, whole(q.y))];
@@ -448,7 +451,8 @@ export default {
         return h("tr", { class: wrong && "mac-wrong" }, h("th", { scope: "row" }, `y${low(n)}`, wrong ? (narrow ? " wrong" : " (wrong sum)") : ""), cells.map(t => h("td", {}, t)));
       });
       table.replaceChildren(
-        h("caption", {}, h("b", {}, "Requantization"), ` with M = ${whole(mult)}, s = ${shift}, z = ${layer.zeroPoint}, clamp to ${layer.grid.join("…")}. `,
+        h("caption", {}, h("b", {}, "Requantization"), " y = clamp((A · M + 2", h("sup", {}, "s − 1"), `) ≫ s + z; ${layer.grid.join(", ")})`, h("br"),
+          `M = ${whole(mult)}, s = ${shift}, z = ${layer.zeroPoint}. `,
           c ? `${c.index === k - 1 ? "Now" : `Last in cycle ${c.index + 1}`}: vector ${c.vector + 1}, ${spread("output", c.rows)}.` : "It follows when a sum is complete."),
         h("thead", {}, h("tr", {}, heads.map(t => h("th", { scope: "col" }, t)))), h("tbody", {}, rows));
     }

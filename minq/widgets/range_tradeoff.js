@@ -70,10 +70,11 @@ export function sweep(S, bits, symmetric, narrowest = NARROWEST) {
   const curve = [], count = 100;
   for (let i = 0; i <= count; i++) curve.push(at(narrowest * (WIDEST / narrowest) ** (i / count)));
   let best = curve.reduce((a, b) => (b.mse < a.mse ? b : a));
-  for (let step = (WIDEST / narrowest) ** (1 / count) - 1; step > 1e-4; step /= 8) {
+  // The error is bumpy where values are few: look closely around the best, then closer.
+  for (const reach of [0.1, 0.005]) {
     const middle = best.share;
-    for (let k = -8; k <= 8; k++) {
-      const share = middle * (1 + (step * k) / 8), g = share >= narrowest && share <= WIDEST ? at(share) : best;
+    for (let k = -24; k <= 24; k++) {
+      const share = middle * (1 + (reach * k) / 24), g = share >= narrowest && share <= WIDEST ? at(share) : best;
       if (g.mse < best.mse) best = g;
     }
   }
@@ -81,6 +82,8 @@ export function sweep(S, bits, symmetric, narrowest = NARROWEST) {
 }
 
 const dB = ratio => 10 * Math.log10(ratio);
+const stroke = (kind, d, more = {}) => svg("path", { class: `mq-stroke ${kind}`, d, ...more });
+const upright = (kind, x, y1, y2) => stroke(kind, `M${x.toFixed(1)} ${y1}V${y2}`);
 
 export default {
   render({ model, el }) {
@@ -99,7 +102,7 @@ export default {
     /** The narrowest range in the picture: a quarter of the best one for 2 bits, which is narrower
      *  than that for more; one axis for all bits, so that the curves can be compared. */
     const narrowest = symmetric => (least[symmetric] ??=
-      clamp(2 ** Math.floor(Math.log2(sweep(S, 2, symmetric).best.share / 4)), NARROWEST, 1 / 8));
+      clamp(2 ** Math.floor(Math.log2(sweep(S, 2, symmetric).best.share / 4)), NARROWEST, 1 / 16));
     const curveOf = (bits, symmetric) => (curves[`${bits} ${symmetric}`] ??= sweep(S, bits, symmetric, narrowest(symmetric)));
 
     /** The range shown: as it is, or widened to be symmetric. */
@@ -136,7 +139,7 @@ export default {
     const bits = w.slider({ trait: "bits", label: "Bits", min: 2, max: 8 });
     const kind = w.segmented({
       label: "Range", trait: "symmetric", options: [[false, "asymmetric"], [true, "symmetric"]],
-      onInput: on => { const [low, high] = ends(on); put(on ? low : Math.max(low, view(false)[0]), on ? high : Math.min(high, view(false)[1])); },
+      onInput: on => put(...ends(on)),
     });
     w.controls(bits, kind);
 
@@ -183,8 +186,12 @@ export default {
       else motion.play();
     };
     const stop = fn => v => { motion.pause(); fn(v); };
-    const lowEnd = top.handle({ label: "Lower end of the range", onInput: stop(v => (w.get("symmetric") ? put(v, -v) : put(v, ends()[1], "high"))) });
-    const highEnd = top.handle({ label: "Upper end of the range", onInput: stop(v => (w.get("symmetric") ? put(-v, v) : put(ends()[0], v, "low"))) });
+    const lowEnd = top.handle({
+      label: "Lower end of the range", onInput: stop(v => (w.get("symmetric") ? put(v, -v) : put(v, ends()[1], "high"))),
+    });
+    const highEnd = top.handle({
+      label: "Upper end of the range", onInput: stop(v => (w.get("symmetric") ? put(-v, v) : put(ends()[0], v, "low"))),
+    });
     const width = below.handle({ label: "Width of the range", onInput: stop(share => {
       const [low, high] = ends(), k = share / (shareOf([low, high], w.get("symmetric")) || 1);
       put(k * low, k * high);
@@ -198,30 +205,34 @@ export default {
       const [n, p] = integerGrid(q.b, { signed: q.signed }), gap = x(q.s) - x(0), levels = [];
       for (let k = n; k <= p; k++) if (q.s * (k - q.z) >= range[0] && q.s * (k - q.z) <= range[1]) levels.push(x(q.s * (k - q.z)));
       const box = { y: top.top, height: top.bottom - top.top };
-      top.layer("clipped").replaceChildren(...[[range[0], gl - q.s / 2], [gh + q.s / 2, range[1]]].filter(([a, b]) => b > a).flatMap(([a, b]) => {
+      const off = [[range[0], gl - q.s / 2], [gh + q.s / 2, range[1]]].filter(([a, b]) => b > a);
+      top.layer("clipped").replaceChildren(...off.flatMap(([a, b]) => {
         const place = { ...box, x: x(a), width: x(b) - x(a) };
         return [svg("rect", { class: "mq-veil", ...place }), svg("rect", { fill: top.hatch, ...place })];
       }));
       top.axisY(y, { label: "values per bin", ticks: 3, format: v => fmt(v, 6) });
       top.layer("data").replaceChildren(svg("path", { class: "mq-area mq-fill", d: histogramPath(counts, ...range, x, up) }));
       top.layer("levels").replaceChildren(
-        svg("path", { class: "mq-stroke mq-blue mq-thin", opacity: gap >= 7 ? 0.55 : 0, d: levels.map(u => `M${u.toFixed(1)} ${top.top}V${top.bottom}`).join("") }),
-        gap >= 2.5 ? svg("path", { class: "mq-stroke mq-blue", d: levels.map(u => `M${u.toFixed(1)} ${top.bottom}v6`).join("") })
-          : svg("rect", { class: "mq-area mq-blue", x: levels[0] ?? left, y: top.bottom, width: Math.max(1, (levels.at(-1) ?? left) - (levels[0] ?? left)), height: 5 }),
+        ...(gap >= 7 ? levels.map(u => upright("mq-blue mq-thin", u, top.top, top.bottom)) : []),
+        ...(gap >= 2.5 ? levels.map(u => upright("mq-blue", u, top.bottom, top.bottom + 6))
+          : [svg("rect", { class: "mq-area mq-blue", x: levels[0], y: top.bottom, width: levels.at(-1) - levels[0], height: 5 })]),
       );
       top.axisX(x, { label: name, y: top.bottom + 6 });
-      const flag = v => svg("line", { class: "mq-stroke mq-green mq-dashed", x1: x(v), x2: x(v), y1: top.top, y2: top.bottom });
+      const flag = v => upright("mq-green mq-dashed", x(v), top.top, top.bottom);
       const far = best && Math.abs(x(best.high) - x(high)) > 4, roomy = best && x(best.high) < right - 64;
       top.layer("best").replaceChildren(...(!best ? [] : [
         ...(S.low < 0 ? [flag(best.low)] : []), flag(best.high),
-        ...(far ? [svg("text", { class: "mq-tick mq-green mq-strong mq-halo", x: x(best.high) + (roomy ? 6 : -6), y: top.top + 11, "text-anchor": roomy ? "start" : "end" }, "optimum")] : []),
+        ...(far ? [svg("text", {
+          class: "mq-tick mq-green mq-strong mq-halo", x: x(best.high) + (roomy ? 6 : -6), y: top.top + 11,
+          "text-anchor": roomy ? "start" : "end" }, "optimum")] : []),
       ]));
-      const ink = v => svg("line", { class: "mq-stroke mq-ink", x1: x(v), x2: x(v), y1: knobY, y2: top.bottom });
+      const ink = v => upright("mq-ink", x(v), knobY, top.bottom);
       const narrow = x(high) - x(low) < 76, word = (v, side) => svg("text", {
         class: "mq-halo mq-strong", x: x(v) + (narrow ? side * 10 : 0), y: knobY - 13,
         "text-anchor": narrow ? (side < 0 ? "end" : "start") : "middle" }, fmt(v));
-      const lower = S.low < 0, upper = S.high > 0;
-      top.layer("range").replaceChildren(...(lower ? [ink(low), word(low, -1)] : []), ...(upper ? [ink(high), word(high, 1)] : []));
+      const lower = S.low < 0, upper = S.high > 0 || q.signed;
+      const marked = [...(lower ? [[low, -1]] : []), ...(upper ? [[high, 1]] : [])];
+      top.layer("range").replaceChildren(...marked.flatMap(([v, side]) => [ink(v), word(v, side)]));
       const step = (range[1] - range[0]) / 250, knob = { y: knobY, step, invert: x.invert };
       lowEnd.place({ ...knob, x: x(inside(low)), value: low, min: range[0], max: 0, text: fmt(low, 4) });
       highEnd.place({ ...knob, x: x(inside(high)), value: high, min: 0, max: range[1], text: fmt(high, 4) });
@@ -233,13 +244,19 @@ export default {
       const rel = mse => dB(Math.max(mse, 1e-300) / S.signal), worst = Math.max(0, ...curve.map(g => rel(g.mse)));
       const floor = 10 * Math.floor((Math.min(rel(best.mse), rel(Math.max(curve.at(-1).mse, best.mse))) - 7) / 10);
       const least = curve[0].share, thin = below.width < 480;
-      const x = logarithmic([least, WIDEST], [below.left, below.right], 2), y = linear([Math.max(-120, floor), worst + 2], [below.bottom, below.top]);
+      const x = logarithmic([least, WIDEST], [below.left, below.right], 2);
+      const y = linear([Math.max(-120, floor), worst + 2], [below.bottom, below.top]);
       const octave = -Math.log2(least), every = Math.ceil(octave / (thin ? 4 : 8)), shares = [];
       for (let k = 0; k <= octave; k += every) shares.push(2 ** -k);
-      below.axisX(x, { values: shares, format: v => `${fmt(100 * v, 2)} %`, label: q.symmetric ? `half width of the range, share of max |${name}|` : "width of the range, share of min–max" });
+      below.axisX(x, {
+        values: shares, format: v => `${fmt(100 * v, 2)} %`,
+        label: q.symmetric ? `half width of the range, share of max |${name}|` : "width of the range, share of min–max",
+      });
       below.axisY(y, { label: thin ? "error (dB)" : "error, dB relative to the signal", ticks: 4 });
-      const line = (key, kind) => svg("path", { class: `mq-stroke ${kind}`, "clip-path": below.clip, d: linePath(curve.map(g => [x(g.share), y(rel(g[key]))])) });
-      const tag = (u, v, kind, words, anchor = "start") => svg("text", { class: `mq-halo ${kind}`, x: u, y: v, "text-anchor": anchor }, words);
+      const clip = { "clip-path": below.clip };
+      const line = (key, kind) => stroke(kind, linePath(curve.map(g => [x(g.share), y(rel(g[key]))])), clip);
+      const tag = (u, v, kind, words, anchor = "start") =>
+        svg("text", { class: `mq-halo ${kind}`, x: u, y: v, "text-anchor": anchor }, words);
       // The curves of rounding and clipping are named where they part from the floor and from the total.
       const rise = curve.find(g => rel(g.rounding) > y.domain[0] + 0.14 * (y.domain[1] - y.domain[0])) ?? curve.at(-1);
       const dive = curve.find(g => g.share >= best.share / 2.2 && g.clipping < 0.999 * g.mse) ?? curve[20];
@@ -247,23 +264,28 @@ export default {
       below.layer("curves").replaceChildren(...(!shown ? [] : [
         line("rounding", "mq-blue"), line("clipping", "mq-red mq-dashed"), line("mse", "mq-ink mq-thick"),
         tag(Math.max(x(rise.share) - 8, below.left + 58), y(rel(rise.rounding)) - 6, "mq-blue", "rounding", "end"),
-        tag(Math.max(x(dive.share) - 10, below.left + 52), Math.min(y(rel(dive.clipping)) + 18, below.bottom - 8), "mq-red", "clipping", "end"),
+        tag(Math.max(x(dive.share) - 10, below.left + 52), Math.min(y(rel(dive.clipping)) + 18, below.bottom - 8),
+          "mq-red", "clipping", "end"),
         tag(below.left + 8, y(rel(curve[0].mse)) - 9, "mq-strong", "total"),
-        svg("line", { class: "mq-stroke mq-soft mq-thin", x1: x(1), x2: x(1), y1: below.top - 4, y2: below.bottom }),
+        upright("mq-soft mq-thin", x(1), below.top - 4, below.bottom),
         tag(x(1), below.top - 9, "mq-soft", "min–max", "middle"),
-        svg("line", { class: "mq-stroke mq-green mq-dashed", x1: spot[0], x2: spot[0], y1: below.top - 4, y2: below.bottom }),
+        upright("mq-green mq-dashed", spot[0], below.top - 4, below.bottom),
         tag(Math.min(spot[0], x(1) - 62), below.top - 9, "mq-green mq-strong", "MSE optimum", spot[0] > x(1) - 110 ? "end" : "middle"),
         svg("circle", { class: "mq-area mq-green", cx: spot[0], cy: spot[1], r: 5 }),
       ]));
-      below.layer("tried").replaceChildren(...(shown ? [] : trail.map(t => svg("circle", { class: "mq-area mq-soft", opacity: 0.55, cx: x(t.share), cy: y(rel(t.mse)), r: 2.5, "clip-path": below.clip }))));
+      below.layer("tried").replaceChildren(...(shown ? [] : trail.map(t =>
+        svg("circle", { class: "mq-area mq-soft", opacity: 0.55, cx: x(t.share), cy: y(rel(t.mse)), r: 2.5, ...clip }))));
       const mine = guess && [x(guess.share), y(rel(guess.mse))];
       below.layer("guess").replaceChildren(...(mine && shown ? [
-        svg("path", { class: "mq-stroke mq-purple mq-thick", d: `M${mine[0] - 6} ${mine[1]}l6 -6l6 6l-6 6Z` }),
-        tag(mine[0], mine[1] - 13, "mq-purple mq-strong", "your range", mine[0] > below.right - 50 ? "end" : mine[0] < below.left + 50 ? "start" : "middle"),
+        stroke("mq-purple mq-thick", `M${mine[0] - 6} ${mine[1]}l6 -6l6 6l-6 6Z`),
+        tag(clamp(mine[0], below.left + 32, below.right - 32), mine[1] - 13, "mq-purple mq-strong", "your range", "middle"),
       ] : []));
       const here = clamp(q.share, least, WIDEST), hy = clamp(y(rel(q.mse)), below.top, below.bottom);
-      below.layer("here").replaceChildren(svg("line", { class: "mq-stroke mq-ink mq-thin", x1: x(here), x2: x(here), y1: below.top, y2: below.bottom }));
-      width.place({ x: x(here), y: hy, value: q.share, min: least, max: WIDEST, step: 0.02 * q.share, invert: x.invert, text: `${percent(q.share)} of ${q.symmetric ? "the largest magnitude" : "min–max"}` });
+      below.layer("here").replaceChildren(upright("mq-ink mq-thin", x(here), below.top, below.bottom));
+      width.place({
+        x: x(here), y: hy, value: q.share, min: least, max: WIDEST, step: 0.02 * q.share, invert: x.invert,
+        text: `${percent(q.share)} of ${q.symmetric ? "the largest magnitude" : "min–max"}`,
+      });
     };
 
     return w.start(() => {
@@ -291,7 +313,9 @@ export default {
         : guess ? `Your range ${span(...guess.ends)} was ${short(guess.mse)}; ${goal}. ${moved ? `${now}; ${cause}.` : `There ${cause}.`}`
           : `${now}; ${cause}. That is ${short(q.mse)}; ${goal}.`;
       top.describe(`Histogram with the range and its grid. ${now}.`);
-      below.describe(shown ? `Rounding, clipping and total error against the width of the range. The least total error is at ${percent(best.share)} of the full width. ${text}` : `The total error of the ranges tried so far; the curves are hidden. ${text}`);
+      below.describe(shown
+        ? `Rounding, clipping and total error against the width of the range; least in total at ${percent(best.share)} of it. ${text}`
+        : `The total error of the ranges tried so far; the curves are hidden. ${text}`);
       caption.set(text);
     });
   },

@@ -1,47 +1,50 @@
 """How fast exact integer products are: ``python tests/bench/bench_mac.py``.
 
-Prints the median time of each way to multiply 8-bit matrices, and its ratio to the float32 product
-of the same size, which is as fast as the floating-point units go. The ways take turns, so that a
-slow moment of the machine hits all of them; each turn starts with a pause and an untimed call,
-because NumPy's and torch's idle threads keep spinning for a while and steal time from each other.
+Prints the median processor time of each way to multiply 8-bit matrices, and its ratio to a float32
+product of the same size, which is as fast as the floating-point units go. The ways take turns, so
+that a slow moment of the machine hits all of them. One thread, and processor time instead of the
+clock on the wall: other programs then hardly change the ratios, and NumPy's and torch's idle
+threads cannot take time from each other.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
 
-import numpy as np
-import torch
+os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
-from minq.intmath import _int_mm_is_exact, int_matmul
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from minq.intmath import _int_mm_is_exact, int_matmul  # noqa: E402
 
 SHAPES = [
     ("square", 1024, 1024, 1024),
     ("3x3 convolution, 56x56 pixels, 64 to 128 channels", 3136, 576, 128),
     ("long sums", 256, 8192, 256),
 ]
-ROUNDS = 15
+ROUNDS = 21
 
 
 def median_seconds(ways: dict[str, Callable]) -> dict[str, float]:
     times = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, way in ways.items():
-            time.sleep(0.05)
+            way()  # untimed, to fill the caches again
+            start = time.process_time()
             way()
-            for _ in range(3):
-                start = time.perf_counter()
-                way()
-                times[name].append(time.perf_counter() - start)
+            way()
+            times[name].append((time.process_time() - start) / 2)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def main() -> None:
     rng = np.random.default_rng(0)
-    print(f"torch {torch.__version__}, NumPy {np.__version__}, {torch.get_num_threads()} threads, "
-          f"torch._int_mm exact here: {_int_mm_is_exact()}, median of {3 * ROUNDS}")  # fmt: skip
+    print(f"torch {torch.__version__}, NumPy {np.__version__}, {torch.get_num_threads()} thread, "
+          f"torch._int_mm exact here: {_int_mm_is_exact()}, median of {ROUNDS}")  # fmt: skip
     for title, n, k, p in SHAPES:
         a = rng.integers(-128, 128, (n, k), dtype=np.int8)
         b = rng.integers(-128, 128, (k, p), dtype=np.int8)
@@ -64,9 +67,9 @@ def main() -> None:
         slow_a, slow_b = a.astype(np.int32), b.astype(np.int32)  # no BLAS: once is enough
         for dtype in (np.int32, np.int64):
             x, y = slow_a.astype(dtype), slow_b.astype(dtype)
-            start = time.perf_counter()
+            start = time.process_time()
             exact = x @ y
-            seconds[f"NumPy {dtype.__name__} @ (once)"] = time.perf_counter() - start
+            seconds[f"NumPy {dtype.__name__} @ (once)"] = time.process_time() - start
         assert (int_matmul(a, b) == exact).all() and (int_matmul(ta, tb).numpy() == exact).all()
         limit = seconds["NumPy float32 (limit, inexact if long)"]
         print(f"\n{title}: ({n} x {k}) ({k} x {p})\n{'':42}{'ms':>9}{'/ float32':>12}{'Gop/s':>9}")
