@@ -1,5 +1,10 @@
 """Networks and data that the book runs on."""
 
-from minq.zoo.pretrained import efficientnet_lite0_weights
+from minq.zoo.pretrained import (
+    STRIDE_2,
+    efficientnet_lite0,
+    efficientnet_lite0_weights,
+    same_convolution,
+)
 
-__all__ = ["efficientnet_lite0_weights"]
+__all__ = ["STRIDE_2", "efficientnet_lite0", "efficientnet_lite0_weights", "same_convolution"]
