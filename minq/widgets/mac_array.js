@@ -88,7 +88,7 @@ export function history(cycles, weight, x, bias, { rows: R, accumulatorBits, ove
   let state = {
     acc: x.map(() => bias.map(b => (real ? Math.fround(b) : keepBits(b, accumulatorBits, overflow)))),
     exact: x.map(() => [...bias]), seen: x.map(() => bias.map(() => 0)),
-    held: Array(R).fill(null), next: Array(R).fill(null), computed: null, finished: null, overflows: [],
+    held: Array(R).fill(null), next: Array(R).fill(null), computed: null, finished: null,
     macs: 0, words: { weights: 0, bias: 0, inputs: 0, partial_sums: 0, outputs: 0 },
   };
   const worst = [Infinity, -Infinity];
@@ -117,7 +117,6 @@ export function history(cycles, weight, x, bias, { rows: R, accumulatorBits, ove
       s.seen = change(s.seen, () => m1);
       s.computed = c;
       if (last) s.finished = c;
-      if (c.overflow.some(Boolean)) s.overflows = [...s.overflows, c.index + 1];
       s.macs += (n1 - n0) * (m1 - m0);
       s.words.inputs += m1 - m0;
       s.words.partial_sums += (n1 - n0) * ((m0 > 0) + !last);
@@ -140,7 +139,7 @@ const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 const power = e => `2${[...String(e)].map(d => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]).join("")}`;
 const ramp = (u, a, b) => { const t = clamp((u - a) / (b - a), 0, 1); return t * t * (3 - 2 * t); };
 const between = (a, b, t) => a + (b - a) * t;
-const kilo = bits => { const v = Math.ceil(bits / 8); return `${whole(v)} B`; };
+const inBytes = bits => `${whole(Math.ceil(bits / 8))} B`;
 const line = (x1, y1, x2, y2, kind) => svg("line", { class: kind, x1, y1, x2, y2 });
 const box = (x, y, width, height, kind, extra) => svg("rect", { class: kind, x, y, width: Math.max(0, width), height, rx: 3, ...extra });
 const put = (x, y, text, kind = "", anchor = "middle", size = null) =>
@@ -155,7 +154,7 @@ const title = (x, y, name, detail, width = 0) => svg("text", { x, y, style: widt
 /** Where everything stands at this width: beside the array if there is room, else below it. */
 function place(width, { R, C, N, M, B, array }) {
   const pe = PE + (array.doubleBuffer ? 9 : 0), pitch = pe + 12;
-  const map = clamp(84 / M, 8, 14), out = clamp(96 / B, 26, 38), left = Math.max(M * map, 76) + 38, right = 42 + B * out;
+  const map = clamp(84 / M, 8, 14), out = clamp(96 / B, 26, 38), left = Math.max(M * map, 88) + 38, right = 42 + B * out;
   const room = width - left - 58 - 150 - right;
   const wide = room / C >= 43, top = TOP + B * SLOT + 8, bottom = top + R * pitch;
   const cell = wide ? Math.min(room / C, 72) : clamp((width - (C > 4 ? 110 : 132)) / C, 34, 72);
@@ -180,8 +179,8 @@ export default {
     // All cycles are computed when a setting changes; a frame only looks them up.
     let key = "", S = null;
     const scene = () => {
-      const names = ["rows", "columns", "accumulator_bits", "overflow", "double_buffer", "weight_bits", "activation_bits", "numbers"];
-      const values = names.map(w.get);
+      const traits = ["rows", "columns", "accumulator_bits", "overflow", "double_buffer", "weight_bits", "activation_bits", "numbers"];
+      const values = traits.map(w.get);
       if (key === (key = values.join())) return S;
       const [R, C, accumulatorBits, overflow, doubleBuffer, weightBits, activationBits, numbers] = values;
       const real = numbers === "float32", layer = integerLayer(given.weight, given.x, given.bias, { weightBits, activationBits, quantized });
@@ -200,9 +199,9 @@ export default {
     scene();
 
     // --- Controls ---
-    const off = () => { const real = scene().real; [bits, overflow].forEach(c => c.limit({ disabled: real })); w.redraw(); };
+    const off = () => [bits, overflow].forEach(c => c.limit({ disabled: scene().real })); // floats do not wrap
     const numbers = quantized ? null : w.segmented({
-      trait: "numbers", label: "Numbers", options: [["float32", "float32 (figure 1)"], ["integers", "integers (figure 2)"]], onInput: () => off(),
+      trait: "numbers", label: "Numbers", options: [["float32", "float32 (figure 1)"], ["integers", "integers (figure 2)"]],
     });
     const bits = w.slider({ trait: "accumulator_bits", label: "Accumulator", min: 8, max: 32, format: v => `${v} bits` });
     const overflow = w.segmented({ trait: "overflow", label: "On overflow", options: [["wrap", "wrap"], ["saturate", "saturate"]] });
@@ -210,6 +209,7 @@ export default {
 
     const p = w.plot({ height: 320, label: model.get("alt") });
     w.add(p);
+    w.legend([["box blue", "size of a weight, − if below zero"], ["box fill", "partial sum that waits"], ["hatch", "wrong sum"]]);
 
     let u = 1, playing = false, speed = SPEEDS[1][0]; // u: how far the present cycle has come, 0 to 1
     const at = () => clamp(w.get("cycle"), 0, scene().K);
@@ -254,6 +254,7 @@ export default {
       ...(quantized ? [] : [slider("weight_bits", "Weight bits", 2, 8), slider("activation_bits", "Activation bits", 2, 8)]),
       w.checkbox({ trait: "double_buffer", label: "Double buffer: load the next tile while one computes" })];
     w.add(h("details", { class: "mac-more" }, h("summary", {}, "More settings"), w.controls(...fields), more.el));
+    if (numbers) w.on("numbers", off);
     off();
 
     // --- The sentence that says what happens ---
@@ -290,8 +291,6 @@ export default {
     }
 
     // --- Parts of the picture; each returns nodes ---
-    const active = (c, kind) => (c ? `${kind} mac-on` : kind);
-
     function memory(g, s, c) {
       const nodes = [title(g.mapX, g.mapY - 22, "Weights", S.stored(S.bits.weights), 80)];
       const size = g.map;
@@ -393,7 +392,7 @@ export default {
         const need = real || g.bar < 150 ? "" : `${bitsFor(exact, exact)} bits`;
         nodes.push(put(g.acc + g.bar, y + 15, need, wrong ? "mq-red mq-strong" : "mq-tick", "end", 11));
         const did = array.overflow === "wrap" ? "wraps" : "saturates";
-        const note = flows ? (g.wide ? `${S.show(total)} does not fit: ${did}` : `${S.show(total)} ${did}`)
+        const note = flows ? `${S.show(total)} ${did}`
           : wrong ? `${g.wide ? "wrong: " : ""}should be ${S.show(exact)}`
             : !shown ? "starts at the bias"
               : `${S.show(shown.before[r])} ${total < before ? "−" : "+"} ${S.show(Math.abs(total - before))}`;
@@ -447,7 +446,7 @@ export default {
         const n = c.rows[0] + r, a = c.after[r], q = requantize(a, layer.multiplier, layer.zeroPoint, layer.grid);
         const wrong = a !== S.states[c.index + 1].exact[c.vector][n], product = narrow ? fmt(Number(q.product)) : whole(q.product);
         const cells = [whole(a), product, whole(q.rounded), whole(q.rounded + layer.zeroPoint), h("b", {}, whole(q.y))];
-        if (!quantized && !narrow) cells.push(fmt(layer.scale * (q.y - layer.zeroPoint)), `${fmt(S.ideal[c.vector][n])}`);
+        if (!quantized && !narrow) cells.push(fmt(layer.scale * (q.y - layer.zeroPoint)), fmt(S.ideal[c.vector][n]));
         return h("tr", { class: wrong && "mac-wrong" }, h("th", { scope: "row" }, `y${low(n)}`, wrong ? (narrow ? " wrong" : " (wrong sum)") : ""), cells.map(t => h("td", {}, t)));
       });
       table.replaceChildren(
@@ -457,7 +456,6 @@ export default {
         h("thead", {}, h("tr", {}, heads.map(t => h("th", { scope: "col" }, t)))), h("tbody", {}, rows));
     }
 
-    let spoken = -1;
     return w.start(() => {
       scene();
       if (w.get("cycle") > S.K) w.set("cycle", S.K);
@@ -472,7 +470,7 @@ export default {
         p.describe(`An array of ${S.R} by ${S.C} processing elements. ${text}`);
         if (!playing || k === S.K) w.say(text);
       }
-      const size = (name, words = s.words[name]) => kilo(words * S.bits[name]);
+      const size = (name, words = s.words[name]) => inBytes(words * S.bits[name]);
       out.set({
         macs: `${s.macs} of ${N * M * B}`, use: percent(k ? s.macs / (S.R * S.C * k) : 0),
         need: S.real ? "32 (float)" : `${s.bits} of ${S.array.accumulatorBits}`,

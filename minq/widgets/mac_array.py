@@ -31,9 +31,9 @@ WEIGHT = [
 ]
 BIAS = [-11.89, -20.91, 17.86, -24.61, -6.24, 8.65]
 INPUTS = [
-    [6.00, 1.78, 2.59, 2.94, 1.79, 0.06, 3.15, 3.05],
-    [6.00, 4.23, 0.00, 3.23, 0.41, 0.97, 5.14, 3.19],
-    [5.92, 4.55, 0.00, 2.48, 4.51, 0.68, 3.55, 3.35],
+    [5.98, 2.50, 1.41, 2.42, 1.84, 0.17, 3.12, 3.05],
+    [5.87, 1.80, 2.59, 0.00, 2.05, 0.06, 5.85, 4.74],
+    [5.31, 3.51, 0.47, 6.00, 2.06, 0.88, 4.06, 2.13],
 ]
 
 
@@ -53,7 +53,7 @@ class MacArray(Widget):
     picture shows:
 
     >>> widget = MacArray(accumulator_bits=16)
-    >>> widget.array.run(*widget.operands).overflowed.sum()
+    >>> int(widget.array.run(*widget.operands).overflowed.sum())
     1
 
     Raises TypeError or ValueError for arrays that hold NaN, are infinite, empty, too large for a
