@@ -17,6 +17,7 @@ CHROME  = $(PY) tests/browser/chrome.py
 # Test processes run side by side, so each computes with one thread.
 export OMP_NUM_THREADS = 1
 
+.NOTPARALLEL:
 .PHONY: book serve live outputs test lint unit bench notebooks browser chromium clean
 
 book: $(READY)
@@ -31,13 +32,9 @@ live: $(READY)
 outputs: $(READY)
 	$(PY) book/_tools/store_outputs.py $(NOTEBOOKS)
 
-# The quick tests first; the browser last, on the book just built.
+# The quick ones first; the browser last, on the book just built. One that fails does not hide the next.
 test:
-	$(MAKE) --no-print-directory lint
-	$(MAKE) --no-print-directory unit
-	$(MAKE) --no-print-directory notebooks
-	$(MAKE) --no-print-directory book
-	$(MAKE) --no-print-directory browser
+	$(MAKE) --no-print-directory --keep-going lint unit notebooks book browser
 	@echo "All tests passed."
 
 lint: $(READY)

@@ -179,24 +179,24 @@ def _solve_noise_model(x: Array, widest: Array, n: int, p: int, symmetric: bool)
         smallest, largest = xp.clip(smallest, max=0.0), xp.clip(largest, min=0.0)
         low, high = xp.maximum(-start, smallest), xp.minimum(start, largest)
     for rows in (sample, x) if sample.shape != x.shape else (x,):
-        for _ in range(8):
+        for _ in range(12):
             width, rounding = high - low, rows.shape[1] / 12
             below, cut_below = _tail(rows, low, -1)
             above, cut_above = _tail(rows, high, 1)
             # Newton: minus half of dE/ds, or of dE/dlow and dE/dhigh, over half its derivative.
-            # Where nothing is cut off a step would fall far too deep, so it may only halve.
+            # From where nothing is cut off it falls to 0, and climbs again.
             if symmetric:
                 slope = p * cut_above - n * cut_below - rounding * scale
                 step = slope / (p * p * above + n * n * below + rounding)
-                scale = xp.minimum(xp.maximum(scale + step, scale / 2), widest)
+                scale = xp.minimum(xp.clip(scale + step, min=0.0), widest)
                 low, high = n * scale, p * scale
             else:
                 rounding = rounding / (p - n) ** 2
                 out_low = (cut_below - rounding * width) / (below + rounding)
                 out_high = (cut_above - rounding * width) / (above + rounding)
-                low = xp.maximum(xp.minimum(low - out_low, low / 2), smallest)
-                high = xp.minimum(xp.maximum(high + out_high, high / 2), largest)
-            if not bool(xp.any(xp.abs(high - low - width) > 0.1 * width)):
+                low = xp.maximum(xp.clip(low - out_low, max=0.0), smallest)
+                high = xp.minimum(xp.clip(high + out_high, min=0.0), largest)
+            if not bool(xp.any(xp.abs(high - low - width) > 0.01 * width)):
                 break
     return low, high
 
@@ -227,8 +227,8 @@ def cross_entropy(
     """The range for a last layer: argmin H(softmax(v), softmax(v_hat(q_min, q_max))), eq. (17).
 
     H(a, b) = -sum_k a_k log b_k, summed over the batch. Large logits decide the answer and small
-    ones barely matter, which the squared error does not know. All pairs of ends shrunk by 1,
-    2^(-1/2), 1/2, ... are tried, then the search of ``mse`` polishes the best one.
+    ones barely matter, which the squared error does not know. Pairs of shrunken min-max ends are
+    tried, down to 1/16, then the search of ``mse`` polishes the best one; min-max is among them.
 
     logits: float (batch, classes). Returns low <= 0 <= high, two scalars.
 
@@ -260,15 +260,20 @@ def cross_entropy(
             return -xp.sum(xp.astype(target * _log_softmax(v_hat), xp.float64), keepdims=True)
 
         low, high = _row_min_max(row)
-        shrink = [2 ** (-k / 2) for k in range(8)]
+        low, high = xp.clip(low, max=0.0), xp.clip(high, min=0.0)
         if symmetric:
-            starts = [(low * a, high * a) for a in shrink]
+            starts = [(low * a, high * a) for a in _shrink(12)]
         else:
-            starts = [(low * a, high * b) for a in shrink for b in shrink]
+            starts = [(low * a, high * b) for a in (*_shrink(3), 0.0) for b in _shrink(3)]
         return _search(loss, starts, n, p, grid, relative=False)
 
     with np.errstate(over="ignore", invalid="ignore"):
         return _per_row(estimate, logits, None, None)
+
+
+def _shrink(parts: int) -> list[float]:
+    """1 down to 1/16, each octave in so many parts."""
+    return [2 ** (-k / parts) for k in range(4 * parts)]
 
 
 def _log_softmax(v: Array) -> Array:

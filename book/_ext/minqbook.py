@@ -21,6 +21,15 @@ MARKUP = re.compile(r"[\\|*`]|_(?!\w)")  # what plain text must escape in reStru
 NO_EXCERPTS = (
     'if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;'
 )
+# The copy button has no name for a screen reader; the search stumbles over ids with a dot in them.
+PATCHES = (
+    ("copybutton.js", '<button class="copybtn', '<button aria-label="Copy" class="copybtn'),
+    (
+        "searchtools.js",
+        'htmlElement.querySelector(`[role="main"] ${anchor}`)',
+        "htmlElement.getElementById(anchor.slice(1))",
+    ),
+)
 NOSCRIPT = "<noscript><p>This figure is drawn by JavaScript, which is off here.</p></noscript>"
 
 
@@ -65,8 +74,8 @@ def plain_docstring(app, what, name, obj, options, lines):
     for line in lines:
         example = bool(line) and (example or line.startswith(">>>"))
         indented = line.startswith(" ") and not example
-        if indented and not layout:
-            result += ["", "::", ""]
+        if indented and not layout and not line.lstrip().startswith("==="):  # a table is one
+            result += ["", ".. code-block:: text", ""]
         elif layout and line and not indented:
             result.append("")
         if line:
@@ -90,7 +99,7 @@ def warn_missing_alt(app, doctree, docname):
 
 
 def local_assets(app, exception):
-    """Copy the used part of MathJax, keep only the icons some page shows, name the copy button."""
+    """Copy the used part of MathJax, patch two scripts, keep only the icons some page shows."""
     if exception is not None or app.builder.format != "html":
         return
     static = Path(app.outdir, "_static")
@@ -100,10 +109,9 @@ def local_assets(app, exception):
     shutil.copytree(mathjax / fonts, static / "mathjax" / fonts, dirs_exist_ok=True)
     shutil.copy(mathjax / "tex-chtml.js", static / "mathjax")
 
-    copy_button = static / "copybutton.js"
-    script = copy_button.read_text("utf-8")
-    named = script.replace('<button class="copybtn', '<button aria-label="Copy" class="copybtn')
-    copy_button.write_text(named, "utf-8")
+    for name, old, new in PATCHES:
+        path = static / name
+        path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
 
     script = static / "scripts/fontawesome.js"
     sources = [*Path(app.outdir).glob("**/*.html"), *static.glob("**/*.js")]

@@ -1,6 +1,6 @@
 // One scale a tensor, a channel or a group: the grids over the channels' ranges, and who survives.
 import { clamp, dequantize, integerGrid, roundHalfEven, scaleZeroPoint } from "./quantize.js";
-import { extent, floats, fmt, linear, linePath, logarithmic, svg, widget } from "./ui.js";
+import { extent, floats, fmt, linear, logarithmic, svg, widget } from "./ui.js";
 
 const DEAD = 1e-4; // of the tensor's largest weight: a channel below it computes nothing
 const MARGIN = { left: 46, right: 16 };
@@ -159,8 +159,8 @@ export default {
       p.layer("eaten").replaceChildren(svg("path", { class: "mq-veil", d: eaten }), svg("path", { fill: p.hatch, d: eaten }));
       const crowded = g.per * rows * 6 > p.right - p.left || (!log && at(0) - at(g.pieces[0].s) < 7);
       p.layer("grid").replaceChildren(
-        svg("path", { class: "mq-stroke mq-blue mq-thin", opacity: crowded ? 0.45 : 0.8, d: grid }),
-        svg("path", { class: `mq-stroke mq-blue${noisy ? " mq-thin" : ""}`, d: ends }),
+        stroke("mq-blue mq-thin", grid, { opacity: crowded ? 0.45 : 0.8 }),
+        stroke(`mq-blue${noisy ? " mq-thin" : ""}`, ends),
         svg("line", { class: "mq-axis", x1: p.left, x2: p.right, y1: zero, y2: zero }),
       );
       p.layer("names").replaceChildren(
@@ -199,11 +199,11 @@ export default {
       }
       const all = y(clamp(g.sqnr, 0, 55));
       p.layer("bars").replaceChildren(svg("path", { class: "mq-area mq-blue", opacity: 0.75, d: bars }),
-        svg("path", { class: "mq-stroke mq-red", d: lost }), svg("path", { class: "mq-stroke mq-soft mq-thin", d: dead }),
-        svg("line", { class: "mq-stroke mq-ink mq-dashed", x1: p.left, x2: p.right, y1: all, y2: all }),
+        stroke("mq-red", lost), stroke("mq-soft mq-thin", dead), stroke("mq-ink mq-dashed", `M${p.left} ${all}H${p.right}`),
         svg("text", { class: "mq-tick", x: p.right, y: p.top - 9, "text-anchor": "end" }, `– – all weights: ${word(g)}`));
     };
 
+    const brief = v => (v && Math.abs(v) < 1e-3 ? v.toExponential().replaceAll("-", "−") : fmt(v, 2)); // as wide as the margin
     const drawDetail = (g, c) => {
       const p = detail, start = c.row * length, stop = start + length, own = x.subarray(start, stop), after = g.hat.subarray(start, stop);
       const [a, b] = extent([...own, ...after, 0]), spare = 0.12 * (b - a) || 1;
@@ -221,7 +221,7 @@ export default {
       }
       const r = clamp((u(1) - u(0)) / 4, 1.2, 4.5), dot = clamp((u(1) - u(0)) / 5, 1.2, 4);
       const all = length === 1 ? "weight" : `${fmt(length, 6)} weights`, ticks = length <= 30 ? Array.from(own.keys()) : u.ticks(6);
-      p.axisY(y, { label: `channel ${c.row}: its ${all} before and after`, ticks: 4, grid: false, format: v => fmt(v, 2) });
+      p.axisY(y, { label: `channel ${c.row}: its ${all} before and after`, ticks: 4, grid: false, format: brief });
       p.axisX(u, { values: ticks.filter(v => v >= 0 && v < length && Number.isInteger(v)), format: v => fmt(v, 6), label: "weight" });
       p.layer("grid").replaceChildren(stroke("mq-blue mq-thin", grid, { opacity: 0.4 }), stroke("mq-soft mq-thin mq-dashed", cuts),
         svg("line", { class: "mq-axis", x1: p.left, x2: p.right, y1: y(0), y2: y(0) }));

@@ -1,6 +1,6 @@
 // Clipping error against rounding error: the range on the histogram, and all ranges as curves.
 import { clamp, errorParts, gridLimits, integerGrid, roundHalfEven, scaleZeroPoint } from "./quantize.js";
-import { floats, fmt, h, histogram, histogramPath, linear, linePath, logarithmic, percent, svg, widget } from "./ui.js";
+import { floats, fmt, histogram, histogramPath, linear, linePath, logarithmic, percent, svg, widget } from "./ui.js";
 
 const NARROWEST = 1 / 256, WIDEST = 1.25; // widths looked at, as a share of the min-max range
 const MARGIN = { left: 46, right: 16 };
@@ -204,6 +204,7 @@ export default {
       const [gl, gh] = gridLimits(q.s, q.z, q.b, { signed: q.signed }), inside = v => clamp(v, ...range);
       const [n, p] = integerGrid(q.b, { signed: q.signed }), gap = x(q.s) - x(0), levels = [];
       for (let k = n; k <= p; k++) if (q.s * (k - q.z) >= range[0] && q.s * (k - q.z) <= range[1]) levels.push(x(q.s * (k - q.z)));
+      const rungs = (from, to) => levels.map(u => `M${u.toFixed(1)} ${from}V${to}`).join("");
       const box = { y: top.top, height: top.bottom - top.top };
       const off = [[range[0], gl - q.s / 2], [gh + q.s / 2, range[1]]].filter(([a, b]) => b > a);
       top.layer("clipped").replaceChildren(...off.flatMap(([a, b]) => {
@@ -213,9 +214,9 @@ export default {
       top.axisY(y, { label: "values per bin", ticks: 3, format: v => fmt(v, 6) });
       top.layer("data").replaceChildren(svg("path", { class: "mq-area mq-fill", d: histogramPath(counts, ...range, x, up) }));
       top.layer("levels").replaceChildren(
-        ...(gap >= 7 ? levels.map(u => upright("mq-blue mq-thin", u, top.top, top.bottom)) : []),
-        ...(gap >= 2.5 ? levels.map(u => upright("mq-blue", u, top.bottom, top.bottom + 6))
-          : [svg("rect", { class: "mq-area mq-blue", x: levels[0], y: top.bottom, width: levels.at(-1) - levels[0], height: 5 })]),
+        gap >= 7 ? stroke("mq-blue mq-thin", rungs(top.top, top.bottom), { opacity: 0.5 }) : "",
+        gap >= 2.5 ? stroke("mq-blue", rungs(top.bottom, top.bottom + 6))
+          : svg("rect", { class: "mq-area mq-blue", x: levels[0], y: top.bottom, width: levels.at(-1) - levels[0], height: 5 }),
       );
       top.axisX(x, { label: name, y: top.bottom + 6 });
       const flag = v => upright("mq-green mq-dashed", x(v), top.top, top.bottom);
@@ -240,8 +241,10 @@ export default {
       highEnd.show(upper);
     };
 
+    /** An error in dB relative to the signal; none at all counts as -200 dB. */
+    const relative = mse => Math.max(-200, dB(mse / S.signal));
     const drawCurves = (q, { curve, best }, shown) => {
-      const rel = mse => dB(Math.max(mse, 1e-300) / S.signal), worst = Math.max(0, ...curve.map(g => rel(g.mse)));
+      const rel = relative, worst = Math.max(0, ...curve.map(g => rel(g.mse)));
       const floor = 10 * Math.floor((Math.min(rel(best.mse), rel(Math.max(curve.at(-1).mse, best.mse))) - 7) / 10);
       const least = curve[0].share, thin = below.width < 480;
       const x = logarithmic([least, WIDEST], [below.left, below.right], 2);
@@ -260,7 +263,7 @@ export default {
       // The curves of rounding and clipping are named where they part from the floor and from the total.
       const rise = curve.find(g => rel(g.rounding) > y.domain[0] + 0.14 * (y.domain[1] - y.domain[0])) ?? curve.at(-1);
       const dive = curve.find(g => g.share >= best.share / 2.2 && g.clipping < 0.999 * g.mse) ?? curve[20];
-      const spot = [x(best.share), y(rel(best.mse))], mm = curve.find(g => g.share >= 1) ?? curve.at(-1);
+      const spot = [x(best.share), Math.min(y(rel(best.mse)), below.bottom)], mm = curve.find(g => g.share >= 1) ?? curve.at(-1);
       below.layer("curves").replaceChildren(...(!shown ? [] : [
         line("rounding", "mq-blue"), line("clipping", "mq-red mq-dashed"), line("mse", "mq-ink mq-thick"),
         tag(Math.max(x(rise.share) - 8, below.left + 58), y(rel(rise.rounding)) - 6, "mq-blue", "rounding", "end"),
@@ -301,8 +304,9 @@ export default {
       const level = Number.isFinite(q.sqnr) ? `${fmt(q.sqnr)} dB` : fmt(q.sqnr);
       out.set({ rounding: q.rounding, clipping: q.clipping, mse: q.mse, sqnr: level, clipped: percent(q.clipped), scale: q.s });
 
-      const lost = mse => Math.max(0, dB(Math.max(mse, 1e-300) / Math.max(best.mse, 1e-300)));
-      const short = mse => (lost(mse) < 0.05 ? "the best there is" : `${fmt(lost(mse), 2)} dB short of the best`);
+      const lost = mse => relative(mse) - relative(best.mse);
+      const short = mse => (lost(mse) < 0.05 ? "the best there is"
+        : best.mse ? `${fmt(lost(mse), 2)} dB short of the best` : "short of the best, which is exact");
       const span = (a, b) => (q.signed ? `±${fmt(b)}` : `${fmt(a)} to ${fmt(b)}`);
       const share = q.mse ? q.clipping / q.mse : 0;
       const cause = share > 0.9 ? "nearly all of the error is clipping" : share < 0.1 ? "nearly all of the error is rounding"

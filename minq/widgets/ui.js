@@ -185,6 +185,12 @@ export function widget({ model, el }) {
   w.redraw = () => {
     if (w.draw && !frame) frame = requestAnimationFrame(() => { frame = 0; w.draw(); });
   };
+  const settle = () => {
+    if (!frame) return;
+    cancelAnimationFrame(frame);
+    frame = 0;
+    w.draw?.();
+  };
   /** Draw now and after each change of a trait, a size or the theme. Returns the clean-up. */
   w.start = draw => {
     measures.forEach(look => look());
@@ -334,6 +340,7 @@ export function widget({ model, el }) {
         pointermove: e => { if (grab !== null) give(at.invert(where(e) - grab)); },
         pointerup: drop, pointercancel: drop, lostpointercapture: drop,
         keydown: e => {
+          settle(); // two presses within one frame are two steps
           const step = at.step ?? (at.max - at.min) / 100;
           const moves = { ArrowRight: step, ArrowUp: step, ArrowLeft: -step, ArrowDown: -step, PageUp: 10 * step, PageDown: -10 * step };
           if (e.key in moves) give(at.value + moves[e.key]);

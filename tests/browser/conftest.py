@@ -82,7 +82,7 @@ def browser():
 
 
 @pytest.fixture
-def open_page(book, browser):
+def open_page(browser, book):
     """open_page(name, over="http", dark=False, width=1280, height=900, touch=False) -> BookPage.
 
     After the test, anything in the consoles of the pages it opened fails it.
