@@ -110,9 +110,9 @@ def mse(
     The sum of squared errors has many small dents and, for most data, one wide valley. So
 
     1. a smooth model of the error, convex in (low, high), is solved by Newton's method, as in
-       Sakr et al. 2022, "Optimal clipping and magnitude-aware differentiation": every value inside
-       the range counts the variance of rounding, scale^2 / 12, and every value outside it the
-       square of what is cut off;
+       Sakr et al. 2022, "Optimal clipping and magnitude-aware differentiation for improved
+       quantization-aware training": rounding costs each value its variance, scale^2 / 12, and
+       clipping costs the square of what is cut off;
     2. from there, or from min-max where that is better, the exact error is compared along ever
        smaller changes of the grid's step and of its place (its zero-point).
 
