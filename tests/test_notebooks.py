@@ -35,6 +35,11 @@ def test_starts_with_a_title_and_the_standard_cell(path):
     assert first.metadata.tags == ["remove-cell"]
 
 
+def test_contributing_shows_the_standard_cell():
+    shown = (BOOK.parent / "CONTRIBUTING.md").read_text("utf-8")
+    assert textwrap.indent(tool.FIRST_CELL, "   ", lambda line: line.strip()) in shown
+
+
 def test_the_guide_shows_the_standard_cell():
     guide = (BOOK.parent / "CONTRIBUTING.md").read_text("utf-8")
     assert textwrap.indent(tool.FIRST_CELL, "   ") in guide

@@ -24,7 +24,9 @@ FIRST_CELL = """\
 import sys
 
 if "google.colab" in sys.modules:
-    %pip install -q "minq[book] @ git+https://github.com/minq-book/minq"
+    !git clone -q --depth 1 https://github.com/minq-book/minq
+    %cd -q minq/book
+    %pip install -q "..[book]"
     from google.colab import output
 
     output.enable_custom_widget_manager()"""
