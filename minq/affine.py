@@ -299,7 +299,11 @@ def _to_grid(
 ) -> Array:
     """Eq. (4) on checked operands of one float dtype."""
     with np.errstate(over="ignore"):  # a quotient that overflows to infinity is clamped anyway
-        return _clamp(rounding(x / scale) + zero_point, n, p)  # eq. (4)
+        u = rounding(x / scale)
+    if _must_stay(u, zero_point):
+        return _clamp(u + zero_point, n, p)  # eq. (4)
+    u += zero_point
+    return namespace(u).clip(u, n, p, out=u)  # eq. (4), (5)
 
 
 def _clamp(x: Array, n: int, p: int) -> Array:
@@ -314,8 +318,20 @@ def _clamp(x: Array, n: int, p: int) -> Array:
 
 
 def _from_grid(x_int: Array, scale: Array, zero_point: Array) -> Array:
-    """Eq. (6) on checked operands of one float dtype."""
-    return scale * (x_int - zero_point)  # eq. (6)
+    """Eq. (6) on checked operands of one float dtype; ``x_int`` may be overwritten."""
+    if _must_stay(x_int, scale, zero_point):
+        return scale * (x_int - zero_point)  # eq. (6)
+    x_int -= zero_point
+    x_int *= scale
+    return x_int  # eq. (6)
+
+
+def _must_stay(u: Array, *others: Array) -> bool:
+    """Whether ``u`` must not be overwritten: autograd may need it, or it is a NumPy scalar.
+
+    Overwriting saves most of the time on large arrays, which would go into fresh memory.
+    """
+    return u.ndim == 0 or any(getattr(v, "requires_grad", False) for v in (u, *others))
 
 
 # --- How much was lost ----------------------------------------------------------------------------

@@ -256,6 +256,17 @@ def test_power_of_two_is_the_next_one_for_every_exponent(library):
         np.testing.assert_array_equal(np.asarray(scale), [shift * v for v in exact])
 
 
+@pytest.mark.parametrize("library", [np.asarray, torch.tensor])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_no_argument_is_overwritten(library, shape):
+    x, scale, zero_point = library(np.full(shape, 0.7)), library(0.5), library(1.0)
+    x_int = quantize(x, scale, zero_point)
+    fake_quantize(x, scale, zero_point)
+    dequantize(x_int, scale, zero_point)
+    for value, before in ((x, 0.7), (x_int, 2), (scale, 0.5), (zero_point, 1)):
+        assert (np.asarray(value) == before).all()
+
+
 # --- rounding and gradients -----------------------------------------------------------------------
 
 
