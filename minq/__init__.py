@@ -18,6 +18,7 @@ _HOME = {
         "round_half_even round_straight_through sqnr"
     ),
     "quantizer": "Quantizer",
+    "fold": "fold_batch_norm",
     "mac": "",
     "ranges": "",
     "widgets": "",
