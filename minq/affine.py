@@ -290,8 +290,15 @@ def fake_quantize(
     x, scale, zero_point, n, p = _operands(
         x, scale, zero_point, bits, signed, restricted, axis, group
     )
-    x_int = _to_grid(x, scale, zero_point, n, p, rounding)
-    return namespace(x).astype(_from_grid(x_int, scale, zero_point), given, copy=False)
+    x_hat = _simulate(x, scale, zero_point, n, p, rounding)
+    return namespace(x).astype(x_hat, given, copy=False)
+
+
+def _simulate(
+    x: Array, scale: Array, zero_point: Array, n: int, p: int, rounding: Callable[[Array], Array]
+) -> Array:
+    """Eq. (7) on checked operands of one float dtype: eq. (4), then eq. (6)."""
+    return _from_grid(_to_grid(x, scale, zero_point, n, p, rounding), scale, zero_point)
 
 
 def _to_grid(

@@ -20,8 +20,7 @@ from minq import ranges
 from minq._checks import as_float, compute_dtype
 from minq.affine import (
     _align,
-    _from_grid,
-    _to_grid,
+    _simulate,
     integer_grid,
     quantize,
     round_straight_through,
@@ -194,8 +193,8 @@ class Quantizer(nn.Module):
         scale, zero_point = (
             _align(v.to(dtype), x, self.axis, self.group, "scale") for v in self.grid()
         )
-        x_int = _to_grid(x.to(dtype), scale, zero_point, self.n, self.p, round_straight_through)
-        return _from_grid(x_int, scale, zero_point).to(x.dtype)
+        x_hat = _simulate(x.to(dtype), scale, zero_point, self.n, self.p, round_straight_through)
+        return x_hat.to(x.dtype)
 
     @torch.no_grad()
     def quantize(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Build the book, if a source is newer than the last good build, and say where to open it.
 
-    python book/_tools/build.py            build
-    python book/_tools/build.py --serve    build, then serve it at http://127.0.0.1:8000
+python book/_tools/build.py            build
+python book/_tools/build.py --serve    build, then serve it at http://127.0.0.1:8000
 """
 
 from __future__ import annotations

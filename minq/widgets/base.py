@@ -123,6 +123,14 @@ class Widget(anywidget.AnyWidget):
         return data, metadata
 
 
+def within(proposal: Any, low: int, high: int, what: str = "") -> Any:
+    """The value a trait is about to take, if it is from ``low`` to ``high``; ``what`` says why."""
+    if not low <= proposal.value <= high:
+        name = proposal.trait.name
+        raise ValueError(f"{name} must be from {low} to {high}{what}, not {proposal.value}")
+    return proposal.value
+
+
 def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else repr(value)
 

@@ -8,7 +8,7 @@ import numpy as np
 import traitlets
 
 from minq.affine import fake_quantize, scale_zero_point
-from minq.widgets.base import Widget, pack
+from minq.widgets.base import Widget, pack, within
 
 MOST = 100_000  # weights: 400 KB in the page
 DEAD = np.float32(1e-4)  # of the largest weight: a channel below it computes nothing
@@ -114,22 +114,12 @@ class Granularity(Widget):
 
     @traitlets.validate("bits")
     def _check_bits(self, proposal: Any) -> int:
-        if not 2 <= proposal.value <= 8:
-            raise ValueError(f"bits must be from 2 to 8, not {proposal.value}")
-        return proposal.value
+        return within(proposal, 2, 8)
 
     @traitlets.validate("group")
     def _check_group(self, proposal: Any) -> int:
-        length = self.values.shape[1]
-        if not 1 <= proposal.value <= length:
-            raise ValueError(
-                f"group must be from 1 to {length}, the weights of a channel, not {proposal.value}"
-            )
-        return proposal.value
+        return within(proposal, 1, self.values.shape[1], ", the weights of a channel")
 
     @traitlets.validate("channel")
     def _check_channel(self, proposal: Any) -> int:
-        if not 0 <= proposal.value < len(self.values):
-            last = len(self.values) - 1
-            raise ValueError(f"channel must be from 0 to {last}, not {proposal.value}")
-        return proposal.value
+        return within(proposal, 0, len(self.values) - 1)

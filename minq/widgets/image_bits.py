@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from minq.widgets.base import Widget
+from minq.widgets.base import Widget, within
 
 MOST = 256 * 256 * 3  # bytes in the page
 SUBJECTS = {"flower": "Photo of a flower", "china": "Photo of a temple", "digit": "A digit"}
@@ -89,9 +89,7 @@ class ImageBits(Widget):
 
     @traitlets.validate("bits")
     def _check_bits(self, proposal: Any) -> int:
-        if not 1 <= proposal.value <= 8:
-            raise ValueError(f"bits must be from 1 to 8, not {proposal.value}: a pixel has 8")
-        return proposal.value
+        return within(proposal, 1, 8, ", the bits of a pixel")
 
 
 def _as_uint8(image: Any) -> np.ndarray:

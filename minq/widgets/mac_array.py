@@ -11,7 +11,7 @@ from minq import mac
 from minq._checks import as_float
 from minq.affine import quantize, scale_zero_point
 from minq.intmath import as_integers
-from minq.widgets.base import Widget, pack
+from minq.widgets.base import Widget, pack, within
 
 LIMITS = {"rows": (2, 6), "columns": (2, 6), "accumulator_bits": (8, 32), "weight_bits": (2, 8),
           "activation_bits": (2, 8), "cycle": (0, 10_000)}  # fmt: skip
@@ -114,10 +114,7 @@ class MacArray(Widget):
 
     @traitlets.validate(*LIMITS)
     def _check_limits(self, proposal: Any) -> int:
-        name, value, (low, high) = proposal.trait.name, proposal.value, LIMITS[proposal.trait.name]
-        if not low <= value <= high:
-            raise ValueError(f"{name} must be from {low} to {high}, not {value}")
-        return value
+        return within(proposal, *LIMITS[proposal.trait.name])
 
     @property
     def array(self) -> mac.MacArray:

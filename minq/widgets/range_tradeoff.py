@@ -8,7 +8,7 @@ import numpy as np
 import traitlets
 
 from minq.affine import fake_quantize, scale_zero_point
-from minq.widgets.base import Widget, pack
+from minq.widgets.base import Widget, pack, within
 
 MOST = 20_000  # values: 80 KB in the page, and one look at all of them fits into a frame
 WIDEST = 1.25  # the range may end this far beyond the data
@@ -101,9 +101,7 @@ class RangeTradeoff(Widget):
 
     @traitlets.validate("bits")
     def _check_bits(self, proposal: Any) -> int:
-        if not 2 <= proposal.value <= 8:
-            raise ValueError(f"bits must be from 2 to 8, not {proposal.value}")
-        return proposal.value
+        return within(proposal, 2, 8)
 
     @traitlets.validate("low", "high")
     def _check_end(self, proposal: Any) -> float:
