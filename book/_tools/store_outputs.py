@@ -19,8 +19,8 @@ from nbclient import NotebookClient
 
 BOOK = Path(__file__).resolve().parents[1]
 
-# The first code cell of every notebook. On Colab it fetches the book and installs minq; elsewhere it
-# does nothing. The book hides it.
+# The first code cell of every notebook. On Colab it fetches the book and installs minq, elsewhere
+# it does nothing. The book hides it.
 FIRST_CELL = """\
 import sys
 
