@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from minq._checks import Array, as_float, like, namespace
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
 
 
 def fold_batch_norm(
@@ -45,3 +50,35 @@ def fold_batch_norm(
     factor = vectors["gamma"] / xp.sqrt(vectors["variance"] + epsilon)
     folded = weight * xp.reshape(factor, (-1,) + (1,) * (weight.ndim - 1))  # eq. (11)
     return folded, vectors["beta"] + factor * (vectors["bias"] - vectors["mean"])  # eq. (12)
+
+
+def fold_batch_norms(gm: GraphModule) -> GraphModule:
+    """Fold every batch norm that follows a layer into it; ``gm`` is changed and returned.
+
+    What the batch norm promised about the layer's outputs, mean beta and variance gamma^2, is kept
+    as ``node.meta["moments"]`` for the steps that work without data. A batch norm stays where
+    it is if it follows no layer, or if something else reads the layer's output too.
+    """
+    import torch
+
+    from minq import graph
+
+    for node in list(gm.graph.nodes):
+        if graph.op(node) != "batch_norm" or not graph.is_layer(layer := node.args[0]):
+            continue
+        if graph.op(layer) == "embedding" or len(layer.users) > 1:
+            continue
+        graph.own_weight(gm, layer)
+        weight, bias = graph.weight_of(gm, layer), graph.bias_of(gm, layer)
+        gamma, beta, mean, variance = (
+            None if v is None else graph.get(gm, v.target).detach() for v in node.args[1:5]
+        )
+        gamma = torch.ones_like(mean) if gamma is None else gamma
+        beta = torch.zeros_like(mean) if beta is None else beta
+        weight, bias = fold_batch_norm(weight, bias, gamma, beta, mean, variance, node.args[7])
+        graph.set_weight(gm, layer, weight)
+        graph.set_bias(gm, layer, bias)
+        layer.meta["moments"] = beta.clone(), gamma**2
+        node.replace_all_uses_with(layer)
+        gm.graph.erase_node(node)
+    return graph.tidy(gm)

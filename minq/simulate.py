@@ -1,0 +1,286 @@
+"""Simulated quantization of a whole network: which tensors of its graph get a quantizer.
+
+The rules are those of section 2.3 of the paper:
+
+- a layer's weight is quantized, on a signed grid around zero;
+- the result of every operator that computes is quantized, on an unsigned grid with a zero-point,
+  after the activation function that hardware applies before rounding (ReLU and its like);
+- an operator that only moves values (reshape, max-pooling, ...) leaves them on their grid;
+- branches that are concatenated are rounded once, on the grid of the result;
+- the inputs of the network are quantized, whole numbers such as token ids are not;
+- biases stay as they are: hardware adds them to the wide accumulator.
+
+An operator outside these rules computes in float, and a warning names it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
+from typing import Any
+
+from torch import fx
+
+from minq import graph
+from minq.quantizer import Estimator, Quantizer
+
+_COMPUTING = graph.LAYERS | graph.PRODUCTS | graph.FUSED | graph.OTHERS
+
+
+def insert_quantizers(
+    gm: fx.GraphModule,
+    *,
+    weights: int | None = 8,
+    activations: int | None = 8,
+    per_channel: bool = False,
+    symmetric: bool = False,
+    weight_estimator: str | Estimator = "mse",
+    activation_estimator: str | Estimator = "mse",
+    skip: Iterable[str] = (),
+    layers: Mapping[str, Mapping[str, Any]] | None = None,
+) -> fx.GraphModule:
+    """Put quantizers into a captured graph; ``gm`` is changed and returned. All of them are off.
+
+    weights, activations: bits, or None for none of that kind.
+    per_channel: one scale for each output channel of a weight.
+    symmetric: activations too get a signed grid without zero-point.
+    skip: layers that stay in float, by name or pattern, as ``"classifier"`` or ``"features.0.*"``.
+    layers: other settings for some layers, {pattern: {"weights": 4, "activations": 8,
+        "per_channel": True, "symmetric": True}}; the first pattern that fits counts.
+
+    Quantizers are submodules, ``features.0.0.weight_quantizer`` and ``features.0.2.quantizer``.
+    Raises ValueError for a pattern that fits nothing.
+    """
+    plan = _Plan(gm, skip, layers, weights, activations, per_channel, symmetric)
+    quantized: dict[fx.Node, fx.Node] = {}
+    data = _data(gm)
+    unsupported: dict[str, list[str]] = {}
+    for node in list(gm.graph.nodes):
+        if node.op == "placeholder" and graph.is_float(node):
+            _after(gm, node, plan.activation(node, activation_estimator), quantized)
+        if node.op != "call_function" or node not in data:
+            continue
+        kind = graph.op(node)
+        if kind not in _COMPUTING:
+            if kind not in graph.TRANSPARENT and kind != "rescale":
+                unsupported.setdefault(kind, []).append(place(node))
+            continue
+        if plan.skips(node):
+            continue
+        if kind in graph.LAYERS | graph.PRODUCTS:
+            _quantize_weights(gm, node, plan, weight_estimator, quantized)
+        _quantize_inputs(gm, node, plan, activation_estimator, quantized)
+        if graph.is_float(node) and not _rounded_later(node) and kind != "embedding":
+            _after(gm, node, plan.activation(node, activation_estimator), quantized)
+    plan.check()
+    for kind, where in unsupported.items():
+        warnings.warn(
+            f"{kind} is not among the operators that are quantized and stays in float, in "
+            f"{', '.join(where[:5])}{' ...' if len(where) > 5 else ''}; pass skip= for the layers "
+            "around it, or rewrite it",
+            stacklevel=3,
+        )
+    return graph.tidy(gm)
+
+
+def quantizers(gm: fx.GraphModule) -> dict[str, Quantizer]:
+    """All quantizers by name, in the order of computation."""
+    return {
+        node.target: gm.get_submodule(node.target) for node in gm.graph.nodes if is_quantizer(node)
+    }
+
+
+def weight_quantizers(gm: fx.GraphModule) -> dict[str, Quantizer]:
+    """The quantizers of parameters, by name."""
+    return {n.target: gm.get_submodule(n.target) for n in gm.graph.nodes if is_weight(n)}
+
+
+def activation_quantizers(gm: fx.GraphModule) -> dict[str, Quantizer]:
+    """The quantizers of all that depends on the input, by name."""
+    return {name: q for name, q in quantizers(gm).items() if name not in weight_quantizers(gm)}
+
+
+def is_quantizer(node: fx.Node) -> bool:
+    """Whether the node calls a quantizer."""
+    return node.op == "call_module" and node.meta.get("quantizes") is not None
+
+
+def is_weight(node: fx.Node) -> bool:
+    """Whether the node quantizes a weight."""
+    return is_quantizer(node) and node.meta["quantizes"] == "weight"
+
+
+def place(node: fx.Node) -> str:
+    """Where in the model the node comes from: "layer1.0", or "layer1.0.add" in a larger module."""
+    if node.op == "placeholder":
+        return str(node.target)
+    if graph.is_layer(node):
+        return graph.layer_name(node)
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path, kind = stack[-1] if stack else ("", "")
+    kind = kind if isinstance(kind, str) else kind.__name__
+    alone = "torch.nn.modules" in kind and not kind.endswith(("MultiheadAttention", "Sequential"))
+    return path if alone and path else f"{path}.{graph.op(node)}".lstrip(".")
+
+
+# --- Which quantizer, and where -------------------------------------------------------------------
+
+
+class _Plan:
+    """The settings of each layer, and which patterns were used."""
+
+    def __init__(self, gm, skip, layers, weights, activations, per_channel, symmetric) -> None:
+        self.gm = gm
+        self.skip = {skip: False} if isinstance(skip, str) else dict.fromkeys(skip, False)
+        self.layers, self.used = dict(layers or {}), set()
+        self.default = {
+            "weights": weights,
+            "activations": activations,
+            "per_channel": per_channel,
+            "symmetric": symmetric,
+        }
+        for pattern, setting in self.layers.items():
+            if unknown := set(setting) - set(self.default):
+                raise ValueError(
+                    f"layers[{pattern!r}] has {', '.join(sorted(unknown))}; it may have "
+                    f"{', '.join(self.default)}"
+                )
+
+    def skips(self, node: fx.Node) -> bool:
+        hits = [pattern for pattern in self.skip if fnmatch(place(node), pattern)]
+        self.skip.update(dict.fromkeys(hits, True))
+        return bool(hits)
+
+    def setting(self, node: fx.Node) -> dict[str, Any]:
+        for pattern, setting in self.layers.items():
+            if fnmatch(place(node), pattern):
+                self.used.add(pattern)
+                return self.default | dict(setting)
+        return self.default
+
+    def weight(self, node: fx.Node, estimator: str | Estimator) -> Quantizer | None:
+        setting, axis = self.setting(node), None
+        if setting["weights"] is None:
+            return None
+        if setting["per_channel"]:
+            kind = graph.op(node)
+            axis = 1 if kind in graph.TRANSPOSED else -1 if kind in graph.PRODUCTS else 0
+            if kind in graph.TRANSPOSED and graph.groups_of(node) > 1:
+                axis = None  # its second dimension holds a channel of every group
+        return Quantizer(
+            setting["weights"], signed=True, symmetric=True, axis=axis, estimator=estimator
+        )
+
+    def activation(self, node: fx.Node, estimator: str | Estimator) -> Quantizer | None:
+        setting = self.setting(node)
+        if setting["activations"] is None or self.skips(node):
+            return None
+        both = setting["symmetric"]
+        return Quantizer(setting["activations"], signed=both, symmetric=both, estimator=estimator)
+
+    def check(self) -> None:
+        unused = [p for p, hit in self.skip.items() if not hit]
+        unused += [p for p in self.layers if p not in self.used]
+        if unused:
+            names = ", ".join(list(graph.layers(self.gm))[:8])
+            raise ValueError(f"no layer is called {', '.join(unused)}; there are {names}, ...")
+
+
+def _data(gm: fx.GraphModule) -> set[fx.Node]:
+    """All that carries real numbers of the input or the parameters, not shapes, indices or masks."""
+    data = set()
+    for node in gm.graph.nodes:
+        given = node.op in ("placeholder", "get_attr")
+        if graph.is_float(node) or graph.op(node) in ("split", "chunk", "unbind"):
+            if given or any(x in data for x in node.all_input_nodes):
+                data.add(node)
+    return data
+
+
+def _after(gm, node, quantizer, quantized, kind="activation", name=None) -> None:
+    """Put a quantizer between a node and all that reads it."""
+    if quantizer is None or node in quantized:
+        return
+    if node.op == "get_attr":
+        name = f"{node.target}_quantizer"
+    else:
+        name = f"{name or place(node)}.quantizer"
+    name = graph.unused(gm, name)
+    quantizer.off()
+    gm.add_submodule(name, quantizer)
+    users = list(node.users)
+    with gm.graph.inserting_after(node):
+        new = gm.graph.call_module(name, (node,))
+    new.meta.update(node.meta)
+    new.meta["quantizes"] = kind
+    for user in users:
+        user.replace_input_with(node, new)
+    quantized[node] = quantized[new] = new
+
+
+def _quantize_weights(gm, node, plan, estimator, quantized) -> None:
+    operands = node.args if graph.op(node) in graph.PRODUCTS else [graph.weight_node(node)]
+    for weight in operands:
+        if weight.op == "get_attr" and graph.is_float(weight):
+            _after(gm, weight, plan.weight(node, estimator), quantized, kind="weight")
+
+
+def _quantize_inputs(gm, node, plan, estimator, quantized) -> None:
+    """Whatever the operator reads must be on a grid: what came from float gets a quantizer here."""
+    for x in _operands(node):
+        source = _source(x)
+        if source in quantized or not graph.is_float(source):
+            continue
+        if graph.op(source) in _COMPUTING and not plan.skips(source):
+            continue  # rounded after the operator in between, or together with others
+        if source.op == "get_attr":  # a constant that is added, such as a positional embedding
+            _after(gm, source, plan.activation(node, estimator), quantized)
+        else:
+            _after(gm, x, plan.activation(node, estimator), quantized, name=f"{place(node)}.input")
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    """The data an operator computes with: no weights, biases, masks or whole numbers."""
+    kind = graph.op(node)
+    if kind in graph.LAYERS:
+        return [] if kind == "embedding" else [graph.input_of(node)]
+    if kind in ("cat", "stack"):
+        inputs = list(node.args[0])
+    elif kind in graph.PRODUCTS or kind in ("add", "sub", "mul", "div"):
+        inputs = list(node.args[:2])
+        if _only_reader_is_softmax(node):
+            inputs = inputs[:1]
+    else:
+        inputs = list(node.args[:1])
+    return [x for x in inputs if isinstance(x, fx.Node) and graph.is_float(x)]
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """Where the values were computed: back through all that only moves them."""
+    while graph.op(node) in graph.TRANSPARENT or graph.op(node) == "rescale":
+        inputs = node.all_input_nodes
+        if node.op != "call_function" or not inputs:
+            break
+        node = inputs[0]
+    return node
+
+
+def _rounded_later(node: fx.Node) -> bool:
+    """Whether the next operator works on the accumulator, before anything is rounded."""
+    if len(node.users) != 1:
+        return False
+    (user,) = node.users
+    if graph.op(user) in graph.FUSED:
+        return graph.op(node) not in graph.FUSED
+    if graph.op(user) in ("cat", "stack"):
+        return True
+    return graph.op(node) == "add" and _only_reader_is_softmax(node)
+
+
+def _only_reader_is_softmax(node: fx.Node) -> bool:
+    """A mask is added to the scores of an attention, as large as -infinity: no grid can hold it."""
+    users = list(node.users)
+    while len(users) == 1 and graph.op(users[0]) in graph.TRANSPARENT:
+        users = list(users[0].users)
+    return graph.op(node) == "add" and len(users) == 1 and graph.op(users[0]) == "softmax"
