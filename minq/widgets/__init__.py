@@ -17,6 +17,12 @@ _HOME = {
     "RangeTradeoff": "range_tradeoff",
     "Granularity": "granularity",
     "MacArray": "mac_array",
+    "Equalizer": "equalizer",
+    "BiasShift": "bias_shift",
+    "AdaRoundPlay": "adaround_play",
+    "SimulatedBlock": "simulated_block",
+    "PipelineSteps": "pipeline_steps",
+    "DebugChart": "debug_chart",
 }
 __all__ = list(_HOME)
 
