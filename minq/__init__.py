@@ -18,7 +18,9 @@ _HOME = {
         "round_half_even round_straight_through sqnr"
     ),
     "quantizer": "Quantizer",
-    "fold": "fold_batch_norm",
+    "fold": "fold_batch_norm fold_batch_norms",
+    "graph": "capture CaptureError",
+    "simulate": "insert_quantizers quantizers",
     "mac": "",
     "ranges": "",
     "widgets": "",

@@ -1,13 +1,14 @@
 """Any network as a graph of operators that the passes can read and change.
 
-``capture`` runs ``torch.export`` on a copy of the model and gives a ``torch.fx.GraphModule``: a plain
-module that trains, moves, saves and copies as any other, whose graph holds ATen operators and whose
+``capture`` runs ``torch.export`` on a copy of the model and gives a ``torch.fx.GraphModule``: a
+plain module that trains, moves, saves and copies as any other. Its graph holds ATen operators, its
 parameters keep their names. The rest of this file names what the passes look for in it.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -156,13 +157,22 @@ def weight_of(gm: fx.GraphModule, node: fx.Node) -> Tensor:
     return _turn(node, get(gm, parameter_of(weight_node(node)).target).detach())
 
 
+def rounded_weight_of(gm: fx.GraphModule, node: fx.Node) -> Tensor:
+    """A layer's weight behind its quantizer, as ``weight_of`` lays it out."""
+    source = weight_node(node)
+    weight = get(gm, parameter_of(source).target).detach()
+    if source.op == "call_module":
+        weight = gm.get_submodule(source.target)(weight).detach()
+    return _turn(node, weight)
+
+
 def set_weight(gm: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
     """Give a layer a new weight, in the layout of ``weight_of``."""
     put(gm, parameter_of(weight_node(node)).target, _turn(node, value))
 
 
 def _turn(node: fx.Node, weight: Tensor) -> Tensor:
-    """A transposed convolution stores (inputs, outputs per group, *kernel); this is its own inverse."""
+    """A transposed convolution stores (inputs, outputs per group, *kernel). Its own inverse."""
     if op(node) not in TRANSPOSED:
         return weight
     rows, columns, *kernel = weight.shape
@@ -178,7 +188,7 @@ def bias_of(gm: fx.GraphModule, node: fx.Node) -> Tensor | None:
 
 
 def set_bias(gm: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
-    """Give a layer a new bias; one is made for a layer without, and one that is shared is parted."""
+    """Give a layer a new bias: made where there was none, parted from those that share it."""
     parameter = parameter_of(bias_node(node))
     if parameter is None or len(parameter.users) > 1:
         name = unused(gm, f"{layer_name(node)}.bias")
@@ -246,7 +256,7 @@ def as_arguments(example: Any) -> tuple[tuple, dict]:
     if isinstance(example, (tuple, list)) and example:
         return tuple(example), {}
     raise TypeError(
-        "the example must be a tensor, a tuple of the model's arguments, or a dict of its keywords, "
+        "the example must be a tensor, a tuple of arguments, or a dict of keywords, "
         f"not {type(example).__name__}"
     )
 
@@ -265,6 +275,7 @@ def capture(model: nn.Module, example: Any, *, dynamic_batch: bool = True) -> fx
     if isinstance(model, fx.GraphModule) and model.meta.get("minq"):
         return copy.deepcopy(model)
     args, kwargs = as_arguments(example)
+    args = _without_labels(model, args)
     args, kwargs = tree_map_only(Tensor, _two, (args, kwargs))
     dynamic = None
     if dynamic_batch:
@@ -296,6 +307,14 @@ def capture(model: nn.Module, example: Any, *, dynamic_batch: bool = True) -> fx
     if dynamic_batch and batch and isinstance(batch[0], int):
         warnings.warn(f"the model fixes its batch size at {batch[0]}", stacklevel=2)
     return gm
+
+
+def _without_labels(model: nn.Module, args: tuple) -> tuple:
+    """As many arguments as the model takes: a data loader's labels come behind its inputs."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return args
+    return args[: sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)]
 
 
 def _two(x: Tensor) -> Tensor:
@@ -394,22 +413,30 @@ def _fake_mode(value: Tensor):
     return getattr(value, "fake_mode", None) or nullcontext()
 
 
-def batches_of(gm: fx.GraphModule, data: Any) -> list[list[Any]]:
-    """Calibration data as a list of batches, each a list with one value for every input of ``gm``.
-
-    data: one batch, or an iterable of batches; a batch is what the model is called with (see
-    ``as_arguments``). What comes after the inputs, such as the labels of a data loader, is ignored.
-    """
-    if isinstance(data, (Tensor, Mapping, tuple)):
-        data = [data]
-    if not isinstance(data, Iterable):
+def as_batches(data: Any) -> list[Any]:
+    """A tensor or a dict is one batch; of anything else, each item is (see ``as_arguments``)."""
+    if isinstance(data, (Tensor, Mapping)):
+        return [data]
+    if not isinstance(data, Iterable) or isinstance(data, (str, bytes)):
         raise TypeError(
-            "the data must be a tensor, a call's arguments, or an iterable of batches, "
+            "the data must be one batch (a tensor or a dict) or an iterable of batches, "
             f"not {type(data).__name__}"
         )
+    batches = list(data)
+    if not batches:
+        raise ValueError("there is no data; at least one batch is needed")
+    return batches
+
+
+def batches_of(gm: fx.GraphModule, data: Any) -> list[list[Any]]:
+    """Data as a list of batches, each a list with one value for every input of ``gm``.
+
+    What comes after the inputs, such as the labels of a data loader, is left out. Raises where a
+    batch does not fit what the model was captured with, or is not finite.
+    """
     inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
     batches = []
-    for batch in data:
+    for batch in as_batches(data):
         args, kwargs = as_arguments(batch)
         named = [kwargs[k] for k in gm.meta.get("keywords", ()) if k in kwargs]
         values = tree_leaves((args, named))
@@ -418,8 +445,6 @@ def batches_of(gm: fx.GraphModule, data: Any) -> list[list[Any]]:
         batches.append(values[: len(inputs)])
         for node, value in zip(inputs, batches[-1], strict=True):
             _check_input(node, value)
-    if not batches:
-        raise ValueError("there is no data; at least one batch is needed")
     return batches
 
 

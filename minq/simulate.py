@@ -188,7 +188,7 @@ class _Plan:
 
 
 def _data(gm: fx.GraphModule) -> set[fx.Node]:
-    """All that carries real numbers of the input or the parameters, not shapes, indices or masks."""
+    """All that carries real numbers of input or parameters: no shapes, indices or masks."""
     data = set()
     for node in gm.graph.nodes:
         given = node.op in ("placeholder", "get_attr")

@@ -66,12 +66,18 @@ class Walk:
                 with torch.no_grad():
                     self.exact[node] = self._run(node, self.exact)
                 yield node
-                with torch.no_grad():
-                    self.quantized[node] = self._run(node, self.quantized)
+                self.advance(node)
             for x in node.all_input_nodes:
                 if last_reader[x] is node:
                     self.exact.pop(x, None)
                     self.quantized.pop(x, None)
+
+    def advance(self, node: fx.Node) -> Batches:
+        """Let the quantized network compute this operator, if it has not yet."""
+        if node not in self.quantized:
+            with torch.no_grad():
+                self.quantized[node] = self._run(node, self.quantized)
+        return self.quantized[node]
 
     def _run(self, node: fx.Node, run: dict) -> Batches:
         exact = run is self.exact
@@ -167,7 +173,8 @@ def _patches(node, x, y, most, generator, shape) -> tuple[Tensor, Tensor]:
         for k, name, default in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
     )
     if isinstance(padding[0], str):
-        total = [d * (k - 1) if padding[0] == "same" else 0 for d, k in zip(dilation, kernel)]
+        reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        total = reach if padding[0] == "same" else [0] * dims
         pads = [(t // 2, t - t // 2) for t in total]
     else:
         pads = [(p, p) for p in padding]

@@ -1,0 +1,1 @@
+"""Post-training quantization: a trained network made quantizable without training it again."""

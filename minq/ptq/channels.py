@@ -1,0 +1,271 @@
+"""Equalization and bias absorption on a whole network: which layers share their channels.
+
+Two layers can be equalized when all between them lets a positive scale of each channel pass. The
+same holds for more than two: what is added to a residual stream, and all that reads the stream,
+share one scale for each channel. So a set of channels has writers (layers that compute it) and
+readers (layers that take it in); the pairs and triples of the paper are its smallest cases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from minq import graph
+from minq.ptq import equalize
+
+RELU6 = ("replace", "per_channel", "keep")
+
+_HOMOGENEOUS = frozenset(
+    """relu leaky_relu prelu max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d clone contiguous
+    upsample_nearest1d upsample_nearest2d upsample_linear1d upsample_bilinear2d constant_pad_nd pad
+    rescale mean view flatten reshape _unsafe_view""".split()
+)
+
+
+@dataclass
+class Channels:
+    """Layers that write the same channels, layers that read them, and what lies between."""
+
+    writers: list[fx.Node] = field(default_factory=list)
+    readers: list[fx.Node] = field(default_factory=list)
+    between: list[fx.Node] = field(default_factory=list)
+    blocked: bool = False
+
+    @property
+    def pair(self) -> bool:
+        """Whether this is the paper's case: one layer writes, one reads."""
+        return len(self.writers) == len(self.readers) == 1
+
+    def __repr__(self) -> str:
+        names = (", ".join(map(graph.layer_name, k)) for k in (self.writers, self.readers))
+        return " -> ".join(names)
+
+
+def shared_channels(gm: fx.GraphModule, *, residual: bool = True) -> list[Channels]:
+    """All sets of channels that may be scaled, in the order of computation.
+
+    residual: also those that an addition joins; False leaves the paper's pairs (and what forks).
+    """
+    parent: dict[fx.Node, fx.Node] = {}
+
+    def root(node: fx.Node) -> fx.Node:
+        while parent.setdefault(node, node) is not node:
+            node = parent[node]
+        return node
+
+    blocked: set[fx.Node] = set()
+    tensors = [n for n in gm.graph.nodes if graph.is_float(n) and n.op != "get_attr"]
+    for node in tensors:
+        data = [x for x in node.all_input_nodes if graph.is_float(x) and x.op != "get_attr"]
+        if _scalable(node):
+            continue
+        if (residual and _adds(node)) or _passes(node):
+            for x in data:
+                parent[root(x)] = root(node)
+        else:
+            blocked.update([node, *data])
+    for node in gm.graph.nodes:
+        if node.op == "output" or not (graph.is_float(node) or node.op == "get_attr"):
+            blocked.update(node.all_input_nodes)
+
+    found: dict[fx.Node, Channels] = {}
+    for node in tensors:
+        if _scalable(node):
+            found.setdefault(root(graph.input_of(node)), Channels()).readers.append(node)
+            found.setdefault(root(node), Channels()).writers.append(node)
+        else:
+            found.setdefault(root(node), Channels()).between.append(node)
+    for node in blocked & parent.keys():
+        found[root(node)].blocked = True
+    return [c for c in found.values() if c.writers and c.readers and not c.blocked and _fits(c)]
+
+
+def _scalable(node: fx.Node) -> bool:
+    """A layer with a weight of its own, whose input and output channels can be scaled."""
+    if not graph.is_layer(node) or graph.op(node) == "embedding":
+        return False
+    return len(graph.parameter_of(graph.weight_node(node)).users) == 1
+
+
+def _adds(node: fx.Node) -> bool:
+    data = [x for x in node.all_input_nodes if x.op != "get_attr"]
+    return graph.op(node) == "add" and len(data) == len(node.args) == 2 and _same_shape(data, node)
+
+
+def _same_shape(inputs: list[fx.Node], node: fx.Node) -> bool:
+    return all(graph.shape_of(x) == graph.shape_of(node) for x in inputs)
+
+
+def _passes(node: fx.Node) -> bool:
+    """Whether f(s x) = s f(x) for a scale of each channel, which stays in its place."""
+    kind = graph.op(node)
+    if kind not in _HOMOGENEOUS and not clips_at(node):
+        return False
+    before, after = graph.shape_of(node.args[0]), graph.shape_of(node)
+    if kind in ("view", "flatten", "reshape", "_unsafe_view"):  # (B, C, 1, 1) to (B, C)
+        return len(after) == 2 and after[1] == before[1] and all(k == 1 for k in before[2:])
+    if kind == "mean":  # over places, not over channels or the batch
+        return len(before) > 2 and len(after) >= 2 and after[1] == before[1]
+    if kind in ("pad", "constant_pad_nd"):
+        fill = node.args[3] if kind == "pad" and len(node.args) > 3 else 0
+        fill = graph.argument(node, 2, "value", 0) if kind == "constant_pad_nd" else fill
+        zeros = not fill and (
+            kind != "pad" or graph.argument(node, 2, "mode", "constant")[0] == "c"
+        )
+        return zeros and after[1] == before[1]
+    return True
+
+
+def _fits(c: Channels) -> bool:
+    """Whether the channels lie where the layers expect them: second, or last for linear layers."""
+    for node in (*c.writers, *(graph.input_of(r) for r in c.readers)):
+        layer_kind = graph.op(node) if node in c.writers else ""
+        if layer_kind == "linear" and len(graph.shape_of(node)) > 2:
+            return False
+    return all(
+        graph.op(r) != "linear" or len(graph.shape_of(graph.input_of(r))) == 2 for r in c.readers
+    )
+
+
+def clips_at(node: fx.Node) -> float | None:
+    """6 for ReLU6, the ceiling of any clip that starts at 0; else None."""
+    kind = graph.op(node)
+    if kind == "relu6":
+        return 6.0
+    if kind not in ("hardtanh", "clamp"):
+        return None
+    default = (-1.0, 1.0) if kind == "hardtanh" else (None, None)
+    names = ("min_val", "max_val") if kind == "hardtanh" else ("min", "max")
+    low, high = (graph.argument(node, k + 1, names[k], default[k]) for k in (0, 1))
+    numbers = isinstance(low, (int, float)) and isinstance(high, (int, float))
+    return float(high) if numbers and low == 0 else None
+
+
+# --- Passes ---------------------------------------------------------------------------------------
+
+
+def replace_relu6(gm: fx.GraphModule) -> fx.GraphModule:
+    """ReLU in place of every ReLU6, as the paper does before it equalizes; ``gm`` is changed."""
+    for node in list(gm.graph.nodes):
+        if clips_at(node) is not None:
+            node.target, node.args, node.kwargs = torch.ops.aten.relu.default, node.args[:1], {}
+    return graph.tidy(gm)
+
+
+def equalize_graph(
+    gm: fx.GraphModule,
+    *,
+    relu6: str = "replace",
+    residual: bool = True,
+    sweeps: int = 30,
+    tolerance: float = 1e-2,
+) -> fx.GraphModule:
+    """Equalize all layers that share channels, eq. (20) to (24); ``gm`` is changed and returned.
+
+    Batch norms must be folded before, quantizers inserted afterwards. Each set of channels gets
+    s_i = sqrt(r1_i / r2_i), where r1 is the largest range among its writers and r2 among its
+    readers; sets that meet in a layer move each other, so the sweep repeats until no scale changes
+    by more than ``tolerance``.
+
+    relu6: "replace" it with ReLU first, as the paper does, which changes the network's function
+        slightly; clip "per_channel" at 6 / s_i, which does not; or "keep" it, and leave the layers
+        around it alone.
+    """
+    if relu6 not in RELU6:
+        raise ValueError(f"relu6 must be one of {', '.join(RELU6)}, not {relu6!r}")
+    if relu6 == "replace":
+        replace_relu6(gm)
+    sets = shared_channels(gm, residual=residual)
+    if relu6 == "keep":
+        sets = [c for c in sets if not any(clips_at(n) is not None for n in c.between)]
+    layers = dict.fromkeys(n for c in sets for n in (*c.writers, *c.readers))
+    ranges = {n: _Ranges(graph.weight_of(gm, n), graph.groups_of(n)) for n in layers}
+    total = [torch.ones_like(ranges[c.writers[0]].written()) for c in sets]
+    for _ in range(sweeps):
+        change = 0.0
+        for k, c in enumerate(sets):
+            written = torch.stack([ranges[n].written() for n in c.writers]).amax(0)
+            read = torch.stack([ranges[n].read() for n in c.readers]).amax(0)
+            s = equalize.equalization_scales(written, read)
+            for node in c.writers:
+                ranges[node].outputs /= s
+            for node in c.readers:
+                ranges[node].inputs *= s
+            total[k] *= s
+            change = max(change, float(s.log().abs().max()))
+        if change < tolerance:
+            break
+    for node, r in ranges.items():
+        weight, _ = equalize.scale_outputs(graph.weight_of(gm, node), None, 1 / r.outputs)
+        graph.set_weight(gm, node, equalize.scale_inputs(weight, r.inputs, graph.groups_of(node)))
+    for c, s in zip(sets, total, strict=True):
+        for node in c.writers:
+            if (bias := graph.bias_of(gm, node)) is not None:
+                graph.set_bias(gm, node, bias / s)
+            if "moments" in node.meta:
+                mean, variance = node.meta["moments"]
+                node.meta["moments"] = mean / s, variance / s**2
+        for node in c.between:
+            if (ceiling := clips_at(node)) is not None:
+                _clip_per_channel(gm, node, ceiling / s)
+    return graph.tidy(gm)
+
+
+class _Ranges:
+    """The ranges of a weight's channels while they are scaled: the weight itself can wait."""
+
+    def __init__(self, weight: Tensor, groups: int) -> None:
+        by_group = weight.abs().reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        self.largest = by_group.amax(3)  # (groups, outputs, inputs)
+        self.outputs = torch.ones(weight.shape[0]).to(weight)
+        self.inputs = torch.ones(groups * weight.shape[1]).to(weight)
+
+    def written(self) -> Tensor:
+        scaled = self.largest * self.inputs.reshape(len(self.largest), 1, -1)
+        return scaled.amax(2).flatten() * self.outputs
+
+    def read(self) -> Tensor:
+        scaled = self.largest * self.outputs.reshape(len(self.largest), -1, 1)
+        return scaled.amax(1).flatten() * self.inputs
+
+
+def _clip_per_channel(gm: fx.GraphModule, node: fx.Node, ceiling: Tensor) -> None:
+    ceiling = ceiling.reshape(-1, *[1] * (len(graph.shape_of(node)) - 2))
+    arguments = []
+    for name, value in (("floor", torch.zeros_like(ceiling)), ("ceiling", ceiling)):
+        name = graph.unused(gm, f"{node.name}_{name}")
+        gm.register_buffer(name, value)
+        with gm.graph.inserting_before(node):
+            arguments.append(gm.graph.get_attr(name))
+    node.target, node.kwargs = torch.ops.aten.clamp.Tensor, {}
+    node.args = (node.args[0], *arguments)
+
+
+def absorb_biases(gm: fx.GraphModule, *, sigmas: float = 3.0) -> fx.GraphModule:
+    """Move high biases into the next layer, eq. (25) to (28); ``gm`` is changed and returned.
+
+    For every pair of layers with only ReLU and pooling between them, where batch norm told mean and
+    deviation of the first one's outputs. ReLU6 has to be gone. Not exact, see ``absorbable``.
+    """
+    for c in shared_channels(gm, residual=False):
+        first = c.writers[0]
+        if len(c.writers) > 1 or "moments" not in first.meta:
+            continue
+        if any(
+            graph.op(n) not in ("relu", "view", "mean", "adaptive_avg_pool2d") for n in c.between
+        ):
+            continue
+        mean, variance = first.meta["moments"]
+        amount = equalize.absorbable(mean, variance.sqrt(), sigmas)
+        bias = graph.bias_of(gm, first)
+        for node in c.readers:
+            weight, old = graph.weight_of(gm, node), graph.bias_of(gm, node)
+            moved = equalize.absorb_bias(bias, weight, old, amount, graph.groups_of(node))
+            graph.set_bias(gm, node, moved[1])
+        graph.set_bias(gm, first, (torch.zeros_like(amount) if bias is None else bias) - amount)
+        first.meta["moments"] = mean - amount, variance
+    return graph.tidy(gm)

@@ -1,0 +1,181 @@
+"""Without data: what batch norm's statistics say about every tensor of the network.
+
+After folding, a layer knows mean beta and deviation |gamma| of its outputs. From there the moments
+of each channel are carried through activation functions, additions and pooling, as if the values
+were Gaussian and channels independent. That gives the mean inputs that analytic bias correction
+needs, eq. (29) to (31), and ranges for the activations, eq. (18) and (19).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from minq import graph
+from minq.ptq import bias as bias_math
+from minq.ptq.channels import clips_at
+from minq.simulate import is_quantizer, is_weight
+
+ALPHA = 6.0  # deviations on either side that a range holds, as the paper suggests
+
+_ELEMENTWISE = frozenset(
+    "sigmoid hardsigmoid tanh hardswish silu gelu elu mish softplus leaky_relu".split()
+)
+_SAME = frozenset(
+    """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+    adaptive_avg_pool2d adaptive_avg_pool3d mean clone contiguous constant_pad_nd pad
+    upsample_nearest1d upsample_nearest2d upsample_bilinear2d""".split()
+)
+
+
+@dataclass
+class Moments:
+    """Mean, variance and range of each channel, four tensors (channels,)."""
+
+    mean: Tensor
+    variance: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def gaussian(cls, mean: Tensor, variance: Tensor) -> Moments:
+        reach = ALPHA * variance.sqrt()
+        return cls(mean, variance, mean - reach, mean + reach)  # eq. (18), (19)
+
+
+class NoMoments(ValueError):
+    """An operator whose outputs batch norm's statistics say nothing about."""
+
+
+def propagate(gm: fx.GraphModule, inputs: Mapping[str, Moments]) -> dict[fx.Node, Moments]:
+    """The moments of every tensor that can be told without data.
+
+    inputs: those of the network's inputs, by name; for pictures that were normalized, mean 0 and
+    variance 1 in each channel. Operators that are not understood, and what hangs on them alone, are
+    left out.
+    """
+    known: dict[fx.Node, Moments] = {}
+    for node in gm.graph.nodes:
+        if node.op == "placeholder" and str(node.target) in inputs:
+            known[node] = inputs[str(node.target)]
+        elif is_quantizer(node) and node.args[0] in known:
+            known[node] = known[node.args[0]]
+        elif node.op == "call_function":
+            moments = _of(gm, node, known)
+            if moments is not None:
+                known[node] = moments
+    return known
+
+
+def _of(gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Moments]) -> Moments | None:
+    kind = graph.op(node)
+    if "moments" in node.meta:
+        return Moments.gaussian(*node.meta["moments"])
+    data = [known.get(x) for x in node.all_input_nodes if x.op != "get_attr" and not is_weight(x)]
+    if not data or any(m is None for m in data):
+        return None
+    x = data[0]
+    if graph.is_layer(node) and kind != "embedding":
+        weight, bias = graph.weight_of(gm, node), graph.bias_of(gm, node)
+        groups = graph.groups_of(node)
+        return Moments.gaussian(*bias_math.conv_moments(weight, bias, x.mean, x.variance, groups))
+    if kind == "relu":
+        return _clip(x, 0.0, torch.full_like(x.mean, math.inf))
+    if (ceiling := clips_at(node)) is not None:
+        return _clip(x, 0.0, torch.full_like(x.mean, ceiling))
+    if kind == "clamp" and all(isinstance(a, fx.Node) for a in node.args[1:]):
+        return _clip(x, 0.0, graph.get(gm, node.args[2].target).flatten())
+    if kind in _ELEMENTWISE:
+        return _through(lambda t: node.target(t, *node.args[1:], **node.kwargs), x)
+    if kind == "add" and len(data) == 2:
+        a, b = data
+        total = Moments.gaussian(a.mean + b.mean, a.variance + b.variance)
+        low, high = (
+            torch.maximum(total.low, a.low + b.low),
+            torch.minimum(total.high, a.high + b.high),
+        )
+        return Moments(total.mean, total.variance, low, high)
+    if kind == "cat" and graph.argument(node, 1, "dim", 0) == 1:
+        parts = [[getattr(m, name) for m in data] for name in Moments.__dataclass_fields__]
+        return Moments(*(torch.cat(p) for p in parts))
+    if kind == "rescale":
+        k = next(a for a in node.args[:2] if not isinstance(a, fx.Node))
+        k = 1 / k if graph.op(node) == "div" else k
+        low, high = torch.minimum(x.low * k, x.high * k), torch.maximum(x.low * k, x.high * k)
+        return Moments(x.mean * k, x.variance * k * k, low, high)
+    keeps = kind in ("view", "flatten", "reshape") and len(graph.shape_of(node)) == 2
+    if kind in _SAME or (keeps and graph.shape_of(node)[1] == len(x.mean)):
+        return x
+    return None
+
+
+def _clip(x: Moments, low: float, high: Tensor) -> Moments:
+    """ReLU and ReLU6 of Gaussian inputs, eq. (31)."""
+    mean, variance = torch.empty_like(x.mean), torch.empty_like(x.mean)
+    for ceiling in high.unique().tolist():
+        k = high == ceiling
+        mean[k], variance[k] = bias_math.clipped_normal(
+            x.mean[k], x.variance[k].sqrt(), low, ceiling
+        )
+    return Moments(mean, variance, x.low.clamp(min=low), torch.minimum(x.high.clamp(min=low), high))
+
+
+def _through(f, x: Moments, points: int = 64) -> Moments:
+    """Any function of a Gaussian, by Gauss-Hermite quadrature."""
+    t, w = (torch.as_tensor(v).to(x.mean) for v in np.polynomial.hermite_e.hermegauss(points))
+    w = w / w.sum()
+    y = f(x.mean[:, None] + x.variance.sqrt()[:, None] * t)
+    mean = (y * w).sum(1)
+    share = torch.linspace(0, 1, 257).to(x.mean)
+    grid = f(x.low[:, None] + (x.high - x.low)[:, None] * share)
+    return Moments(mean, ((y - mean[:, None]) ** 2 * w).sum(1), grid.amin(1), grid.amax(1))
+
+
+# --- Passes ---------------------------------------------------------------------------------------
+
+
+def calibrate_without_data(
+    gm: fx.GraphModule, inputs: Mapping[str, Moments], *, correct_bias: bool = True
+) -> fx.GraphModule:
+    """Correct biases, and set ranges, from batch norm alone; ``gm`` is changed and returned.
+
+    Raises NoMoments where a quantizer stands behind something that the statistics do not reach, as
+    a product of two activations; skip that layer, or give calibration data.
+    """
+    known = propagate(gm, inputs)
+    for node in gm.graph.nodes:
+        if is_quantizer(node) and not is_weight(node):
+            _set_range(gm, node, known)
+        elif correct_bias and graph.is_layer(node) and is_weight(graph.weight_node(node)):
+            x = known.get(graph.input_of(node))
+            if x is not None and graph.op(node) != "embedding":
+                weight = graph.weight_of(gm, node)
+                error = graph.rounded_weight_of(gm, node) - weight
+                shift = bias_math.output_shift(error, x.mean, graph.groups_of(node))
+                bias = bias_math.correct_bias(graph.bias_of(gm, node), shift)
+                graph.set_bias(gm, node, bias)
+    return gm
+
+
+def _set_range(gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Moments]) -> None:
+    source = node.args[0]
+    quantizer = gm.get_submodule(node.target)
+    if graph.op(source) in ("softmax", "sigmoid", "hardsigmoid"):
+        low, high = torch.zeros(()), torch.ones(())
+    elif source.op == "get_attr":
+        value = graph.get(gm, source.target).detach()
+        low, high = value.min(), value.max()
+    elif source in known:
+        low, high = known[source].low.min(), known[source].high.max()
+    else:
+        raise NoMoments(
+            f"no batch norm tells what range {node.target} needs; give calibration data, or "
+            f"skip=[{node.target.removesuffix('.quantizer')!r}]"
+        )
+    quantizer.set_range(low, high)
+    quantizer.freeze()

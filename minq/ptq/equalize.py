@@ -1,0 +1,179 @@
+"""Cross-layer equalization and bias absorption: equations 20 to 28 of the paper.
+
+Two layers with a positively homogeneous function between them, f(s x) = s f(x) for s > 0 (the
+identity, ReLU, leaky ReLU), compute the same for every positive diagonal S:
+
+    W2 f(W1 x + b1) + b2  =  (W2 S) f(S^-1 W1 x + S^-1 b1) + b2          eq. (21), (22)
+
+so S is free, and is chosen to make the weights easy to quantize with one scale for all channels.
+
+Weights are (outputs, inputs / groups, *kernel), as in torch; a linear layer is (outputs, inputs).
+With groups, input channel i is read only by the outputs of its own group.
+"""
+
+from __future__ import annotations
+
+import math
+
+from minq._checks import Array, as_float, check_count, like, namespace
+
+
+def output_ranges(weight: Array) -> Array:
+    """What output channel k needs from a symmetric grid: r_k = max |W_k|, shape (outputs,).
+
+    >>> output_ranges([[1.0, -3.0], [0.5, 0.25]])
+    array([3. , 0.5])
+    """
+    weight = _check_weight(weight)
+    xp = namespace(weight)
+    return xp.max(xp.abs(xp.reshape(weight, (weight.shape[0], -1))), axis=1)
+
+
+def input_ranges(weight: Array, groups: int = 1) -> Array:
+    """The same for input channel i: r_i = max |W| over all that reads it, shape (inputs,).
+
+    >>> input_ranges([[1.0, -3.0], [0.5, 0.25]])
+    array([1., 3.])
+    """
+    weight = _check_weight(weight, groups)
+    xp = namespace(weight)
+    by_group = xp.abs(_by_group(weight, groups))  # (groups, outputs, inputs, kernel)
+    return xp.reshape(xp.max(xp.max(by_group, axis=3), axis=1), (-1,))
+
+
+def equalization_scales(range1: Array, range2: Array) -> Array:
+    """The scales that make both ranges equal: s_i = sqrt(r1_i / r2_i), eq. (24).
+
+    range1: the output ranges of the first layer; range2: the input ranges of the second. A dead
+    channel, with range 0 on either side, keeps s = 1.
+
+    >>> equalization_scales([8.0, 1.0, 0.0], [2.0, 4.0, 5.0])
+    array([2. , 0.5, 1. ])
+
+    Raises ValueError for negative ranges or shapes that differ.
+    """
+    range1 = as_float(range1, "range1")
+    xp = namespace(range1)
+    range2 = as_float(like(range2, range1, range1.dtype, "range2"), "range2")
+    if range1.ndim != 1 or range1.shape != range2.shape:
+        raise ValueError(
+            f"the first layer has ranges of shape {tuple(range1.shape)}, the second "
+            f"{tuple(range2.shape)}; the outputs of one must be the inputs of the other"
+        )
+    if bool(xp.any((range1 < 0) | (range2 < 0))):
+        raise ValueError("a range is negative; use output_ranges and input_ranges")
+    one = xp.ones_like(range1)
+    alive = (range1 > 0) & (range2 > 0)
+    # Two roots, because the quotient itself could overflow.
+    s = xp.sqrt(xp.where(alive, range1, one)) / xp.sqrt(xp.where(alive, range2, one))  # eq. (24)
+    return s
+
+
+def scale_outputs(weight: Array, bias: Array | None, s: Array) -> tuple[Array, Array | None]:
+    """The first layer of a pair: W~1 = S^-1 W1, b~1 = S^-1 b1, eq. (22), (23)."""
+    weight = _check_weight(weight)
+    s = _vector(s, weight, weight.shape[0], "s")
+    _check_positive(s)
+    if bias is not None:
+        bias = _vector(bias, weight, weight.shape[0], "bias") / s
+    return weight / namespace(s).reshape(s, (-1,) + (1,) * (weight.ndim - 1)), bias
+
+
+def scale_inputs(weight: Array, s: Array, groups: int = 1) -> Array:
+    """The second layer of a pair: W~2 = W2 S, eq. (22)."""
+    weight = _check_weight(weight, groups)
+    s = _vector(s, weight, weight.shape[1] * groups, "s")
+    _check_positive(s)
+    scaled = _by_group(weight, groups) * namespace(s).reshape(s, (groups, 1, -1, 1))
+    return namespace(s).reshape(scaled, tuple(weight.shape))
+
+
+def equalize(
+    weight1: Array, bias1: Array | None, weight2: Array, groups: int = 1
+) -> tuple[Array, Array | None, Array, Array]:
+    """Equalize two layers, eq. (20) to (24): both ranges of channel i become sqrt(r1_i r2_i).
+
+    ``groups`` are those of the second layer. Returns (weight1, bias1, weight2, s). Exact only if
+    what lies between the layers is positively homogeneous, and nothing else reads it.
+
+    >>> equalize([[8.0], [1.0]], [4.0, 3.0], [[2.0, 4.0]])[:3]
+    (array([[4.],
+           [2.]]), array([2., 6.]), array([[4., 2.]]))
+    """
+    s = equalization_scales(output_ranges(weight1), input_ranges(weight2, groups))
+    weight1, bias1 = scale_outputs(weight1, bias1, s)
+    return weight1, bias1, scale_inputs(weight2, s, groups), s
+
+
+def absorbable(beta: Array, gamma: Array, sigmas: float = 3.0) -> Array:
+    """What the next layer can take of a high bias: c_i = max(0, beta_i - 3 |gamma_i|), eq. (28).
+
+    beta and |gamma| are mean and standard deviation of the pre-activations, as batch norm made
+    them. If they are Gaussian, 99.87 % of them lie above c, where ReLU(x - c) = ReLU(x) - c.
+
+    >>> absorbable([5.0, 1.0], [-1.0, 1.0])
+    array([2., 0.])
+    """
+    beta = as_float(beta, "beta")
+    gamma = _vector(gamma, beta, math.prod(beta.shape), "gamma")
+    if not (sigmas >= 0 and math.isfinite(sigmas)):
+        raise ValueError(f"sigmas must be 0 or more and finite, not {sigmas}; the paper takes 3")
+    return namespace(beta).clip(beta - sigmas * abs(gamma), min=0.0)
+
+
+def absorb_bias(
+    bias1: Array | None, weight2: Array, bias2: Array | None, c: Array, groups: int = 1
+) -> tuple[Array, Array]:
+    """Move c from the first layer's bias into the second's, eq. (25) to (27):
+
+        W2 h + b2 = W2 (h - c) + (W2 c + b2),    b~1 = b1 - c,    b~2 = b2 + W2 c
+
+    A channel's value is the same at every place of the kernel, so that the kernel is summed. Exact
+    where W1 x + b1 >= c, and the second layer sees no zero padding.
+
+    >>> absorb_bias([5.0, 0.0], [[2.0, 1.0]], [1.0], [3.0, 0.0])
+    (array([2., 0.]), array([7.]))
+    """
+    weight2 = _check_weight(weight2, groups)
+    xp, outputs = namespace(weight2), weight2.shape[0]
+    c = _vector(c, weight2, weight2.shape[1] * groups, "c")
+    b1 = xp.zeros_like(c) if bias1 is None else _vector(bias1, c, c.shape[0], "bias1")
+    by_group = xp.sum(_by_group(weight2, groups), axis=3)  # (groups, outputs, inputs)
+    moved = xp.reshape(by_group @ xp.reshape(c, (groups, -1, 1)), (outputs,))
+    b2 = 0.0 if bias2 is None else _vector(bias2, weight2, outputs, "bias2")
+    return b1 - c, b2 + moved  # eq. (27)
+
+
+# --- Checks ---------------------------------------------------------------------------------------
+
+
+def _check_weight(weight: Array, groups: int = 1) -> Array:
+    weight = as_float(weight, "weight")
+    if weight.ndim < 2:
+        raise ValueError(
+            f"weight must be (outputs, inputs / groups, *kernel), not {tuple(weight.shape)}"
+        )
+    if weight.shape[0] % check_count(groups, "groups"):
+        raise ValueError(f"{weight.shape[0]} outputs cannot be split into {groups} groups")
+    return weight
+
+
+def _by_group(weight: Array, groups: int) -> Array:
+    """weight seen as (groups, outputs / groups, inputs / groups, kernel)."""
+    return namespace(weight).reshape(
+        weight, (groups, weight.shape[0] // groups, weight.shape[1], -1)
+    )
+
+
+def _vector(v: Array, x: Array, length: int, name: str) -> Array:
+    v = as_float(like(v, x, x.dtype, name), name)
+    if tuple(v.shape) != (length,):
+        raise ValueError(
+            f"{name} has shape {tuple(v.shape)}, expected one value for each of {length} channels"
+        )
+    return v
+
+
+def _check_positive(s: Array) -> None:
+    if not bool(namespace(s).all(s > 0)):
+        raise ValueError("s must be positive; a negative factor does not pass through ReLU")

@@ -1,0 +1,295 @@
+"""The standard pipeline of post-training quantization, figure 3 of the paper.
+
+capture, fold batch norms                              any nn.Module becomes a graph
+equalize layers, absorb high biases                    chapter 7
+insert quantizers, set the ranges of the weights       chapters 5 and 6
+with data:    AdaRound, or bias correction             chapters 9 and 8
+              set the ranges of the activations        chapter 6
+without data: analytic bias correction and ranges, from batch norm's statistics
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from minq import graph
+from minq.fold import fold_batch_norms
+from minq.ptq import bias as bias_math
+from minq.ptq import channels
+from minq.ptq.adaround import adaround
+from minq.ptq.datafree import Moments, calibrate_without_data
+from minq.ptq.walk import Walk, sample_rows
+from minq.quantizer import Estimator
+from minq.simulate import insert_quantizers, is_quantizer, is_weight, weight_quantizers
+
+ROUNDINGS = ("adaround", "nearest")
+
+
+def ptq(
+    model: nn.Module,
+    calibration: Any = None,
+    *,
+    example: Any = None,
+    input_range: tuple[float, float] | None = None,
+    weights: int | None = 8,
+    activations: int | None = 8,
+    per_channel: bool = False,
+    symmetric: bool = False,
+    equalize: bool = True,
+    relu6: str = "per_channel",
+    absorb: bool = True,
+    rounding: str = "adaround",
+    correct_bias: bool | None = None,
+    weight_range: str | Estimator = "mse",
+    activation_range: str | Estimator = "mse",
+    skip: Iterable[str] = (),
+    layers: Mapping[str, Mapping[str, Any]] | None = None,
+    sweeps: int = 20,
+    rows: int = 4096,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: bool | None = None,
+) -> fx.GraphModule:
+    """Quantize a trained network with a little unlabelled data, and no training.
+
+    model: any nn.Module that ``torch.export`` follows; it is left as it was.
+    calibration: what the model is called with: one batch, or an iterable of them. Labels behind the
+        inputs are ignored. A few hundred samples are enough. None takes the branch without data.
+    example, input_range: for that branch, something to call the model with once, and the range of
+        its inputs, by default the example's.
+    weights, activations, per_channel, symmetric, skip, layers: see ``insert_quantizers``.
+    equalize, relu6, absorb: see ``equalize_graph`` and ``absorb_biases``.
+    rounding: "adaround" with ``sweeps`` over each layer's weights, on ``rows`` rows of data, or "nearest".
+    correct_bias: take the mean error of each layer off its bias; by default with "nearest".
+    weight_range, activation_range: "min_max", "mse", "percentile", or a function.
+    checkpoint: a file that keeps the rounded layers, so that a stopped run goes on from there.
+    progress: show a bar; by default on a terminal.
+
+    Returns the network with quantizers, a plain torch.fx.GraphModule in simulation.
+    """
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
+    if calibration is None and example is None:
+        raise ValueError("give calibration data, or an example of the input to work without data")
+    data = None if calibration is None else graph.as_batches(calibration)
+    gm = graph.capture(model, example if data is None else data[0])
+    batches = graph.batches_of(gm, [example] if data is None else data)
+    fold_batch_norms(gm)
+    if equalize:
+        channels.equalize_graph(gm, relu6=relu6)
+        if absorb:
+            channels.absorb_biases(gm)
+    insert_quantizers(
+        gm,
+        weights=weights,
+        activations=activations,
+        per_channel=per_channel,
+        symmetric=symmetric,
+        weight_estimator=weight_range,
+        activation_estimator=activation_range,
+        skip=skip,
+        layers=layers,
+    )
+    set_weight_ranges(gm)
+    if data is None:
+        inputs = _input_moments(gm, batches[0], input_range)
+        return calibrate_without_data(gm, inputs, correct_bias=correct_bias is not False)
+    exact = {name: p.detach().clone() for name, p in gm.named_parameters()}
+    return calibrate(
+        gm,
+        batches,
+        exact,
+        rounding=rounding,
+        correct_bias=rounding == "nearest" if correct_bias is None else correct_bias,
+        sweeps=sweeps,
+        rows=rows,
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+
+
+def _input_moments(gm, batch, input_range) -> dict[str, Moments]:
+    """Inputs spread evenly over their range: all that is known of them without data."""
+    moments = {}
+    for node, x in zip((n for n in gm.graph.nodes if n.op == "placeholder"), batch, strict=True):
+        if graph.is_float(node):
+            low, high = input_range or (float(x.min()), float(x.max()))
+            ends = [torch.full((x.shape[1],), v, device=x.device) for v in (low, high)]
+            mean, variance = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) ** 2 / 12
+            moments[str(node.target)] = Moments(mean, variance, *ends)
+    return moments
+
+
+def set_weight_ranges(gm: fx.GraphModule) -> fx.GraphModule:
+    """Give every weight its grid; ``gm`` is changed and returned."""
+    for name, node in ((n.target, n) for n in gm.graph.nodes if is_weight(n)):
+        quantizer = gm.get_submodule(name)
+        quantizer.observe()(graph.get(gm, node.args[0].target).detach())
+        quantizer.freeze()
+    return gm
+
+
+def calibrate(
+    gm: fx.GraphModule,
+    batches: list[list[Any]],
+    exact: Mapping[str, Tensor],
+    *,
+    rounding: str = "adaround",
+    correct_bias: bool = False,
+    sweeps: int = 20,
+    rows: int = 4096,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: bool | None = None,
+) -> fx.GraphModule:
+    """Round the weights, correct the biases and set the activations' ranges, in one walk.
+
+    Each layer sees the inputs that the layers before it, already quantized, now give it. ``exact``
+    has the parameters of the full-precision network. ``gm`` is changed and returned.
+    """
+    todo = len(weight_quantizers(gm))
+    generator = torch.Generator().manual_seed(seed)
+    store = _Store(checkpoint, {"sweeps": sweeps, "rows": rows, "seed": seed})
+    walk = Walk(gm, batches, dict(exact))
+    with _Bar(todo, "layers", progress) as bar:
+        for node in walk:
+            if is_quantizer(node):
+                _set_activation_range(gm, node, walk)
+            elif graph.is_layer(node) and is_weight(graph.weight_node(node)):
+                name = graph.layer_name(node)
+                if rounding == "adaround" and _has_rows(node):
+                    rounded = store.get(name) if store.has(name) else None
+                    if rounded is None:
+                        rounded = _adaround(gm, node, walk, sweeps, rows, generator)
+                        store.put(name, rounded)
+                    graph.set_weight(gm, node, rounded)
+                if correct_bias and graph.op(node) != "embedding":
+                    _correct_bias(gm, node, walk)
+                bar.update(name)
+    return gm
+
+
+def _set_activation_range(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
+    quantizer = gm.get_submodule(node.target)
+    values = walk.quantized[node.args[0]]
+    quantizer.observe()(_sample(values))
+    quantizer.freeze()
+
+
+def _sample(values: list[Tensor], most: int = 2**18) -> Tensor:
+    """The extremes and an even selection of all values: enough to set a range by."""
+    flat = [v.detach().flatten() for v in values]
+    every = max(1, sum(v.numel() for v in flat) // most)
+    ends = [torch.stack([v.min(), v.max()]) for v in flat]
+    return torch.cat([*(v[::every] for v in flat), *ends])
+
+
+def _has_rows(node: fx.Node) -> bool:
+    return graph.op(node) in graph.CONVOLUTIONS | {"linear"}
+
+
+def _adaround(gm, node, walk, sweeps, rows, generator) -> Tensor:
+    quantizer = gm.get_submodule(graph.weight_node(node).target)
+    inputs = graph.input_of(node)
+    x, y = sample_rows(gm, node, walk.quantized[inputs], walk.exact[node], rows, generator)
+    scale, zero_point = quantizer.grid()
+    return adaround(
+        graph.weight_of(gm, node),
+        x,
+        y,
+        scale.detach(),
+        zero_point.detach(),
+        quantizer.bits,
+        signed=quantizer.signed,
+        restricted=quantizer.restricted,
+        bias=graph.bias_of(gm, node),
+        activation=_activation(gm, node, x.shape[0]),
+        sweeps=sweeps,
+    )
+
+
+def _activation(gm: fx.GraphModule, node: fx.Node, groups: int) -> Callable | None:
+    """The activation function that follows a layer, for rows (groups, rows, outputs / groups)."""
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    if graph.op(user) not in graph.FUSED - {"prelu"}:
+        return None
+    args = [
+        graph.get(gm, a.target).reshape(groups, 1, -1) if isinstance(a, fx.Node) else a
+        for a in user.args[1:]
+    ]
+    return lambda t: user.target(t, *args, **user.kwargs)
+
+
+def _correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
+    """b - (E[y_hat] - E[y]), eq. (31), from this layer's outputs in both networks."""
+    axis = -1 if graph.op(node) == "linear" else 1
+    pairs = zip(walk.exact[node], walk.advance(node), strict=True)
+    shifts = [bias_math.empirical_shift(y, y_hat, axis) for y, y_hat in pairs]
+    shift = torch.stack(shifts).mean(0)
+    graph.set_bias(gm, node, bias_math.correct_bias(graph.bias_of(gm, node), shift))
+    shape = [-1] + [1] * (walk.exact[node][0].ndim - 2) if axis == 1 else [-1]
+    walk.quantized[node] = [y_hat - shift.reshape(shape) for y_hat in walk.quantized[node]]
+
+
+# --- Long work: a bar, and a file to go on from ---------------------------------------------------
+
+
+class _Bar:
+    """A progress bar where one is wanted."""
+
+    def __init__(self, total: int, unit: str, show: bool | None) -> None:
+        self.bar = None
+        if sys.stderr.isatty() if show is None else show:
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(total=total, unit=unit)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def update(self, name: str) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str(name)
+            self.bar.update()
+
+
+class _Store:
+    """Rounded layers in a file that is only ever replaced as a whole."""
+
+    def __init__(self, path: str | Path | None, settings: dict[str, Any]) -> None:
+        self.path = None if path is None else Path(path)
+        self.state = {"settings": settings, "layers": {}}
+        if self.path is not None and self.path.exists():
+            state = torch.load(self.path, weights_only=True)
+            if state.get("settings") != settings:
+                raise ValueError(
+                    f"{self.path} was made with {state.get('settings')}, now asked for {settings}; "
+                    "give another file, or the same settings"
+                )
+            self.state = state
+
+    def has(self, name: str) -> bool:
+        return name in self.state["layers"]
+
+    def get(self, name: str) -> Tensor:
+        return self.state["layers"][name]
+
+    def put(self, name: str, value: Tensor) -> None:
+        self.state["layers"][name] = value
+        if self.path is not None:
+            part = self.path.with_name(self.path.name + ".part")
+            torch.save(self.state, part)
+            part.replace(self.path)
