@@ -57,7 +57,8 @@ def fold_batch_norms(gm: GraphModule) -> GraphModule:
 
     What the batch norm promised about the layer's outputs, mean beta and variance gamma^2, is kept
     as ``node.meta["moments"]`` for the steps that work without data. A batch norm stays where
-    it is if it follows no layer, or if something else reads the layer's output too.
+    it is if it follows no layer, if something else reads the layer's output too, if it normalizes
+    by the batch's own statistics, or another dimension than the layer's outputs.
     """
     import torch
 
@@ -66,7 +67,9 @@ def fold_batch_norms(gm: GraphModule) -> GraphModule:
     for node in list(gm.graph.nodes):
         if graph.op(node) != "batch_norm" or not graph.is_layer(layer := node.args[0]):
             continue
-        if graph.op(layer) == "embedding" or len(layer.users) > 1:
+        if graph.op(layer) == "embedding" or len(layer.users) > 1 or node.args[5]:
+            continue
+        if graph.op(layer) == "linear" and len(graph.shape_of(layer)) > 2:
             continue
         graph.own_weight(gm, layer)
         weight, bias = graph.weight_of(gm, layer), graph.bias_of(gm, layer)

@@ -126,8 +126,13 @@ def layer_name(node: fx.Node) -> str:
 
 
 def layers(gm: fx.GraphModule) -> dict[str, fx.Node]:
-    """The layers by name, in the order of computation."""
-    return {layer_name(node): node for node in gm.graph.nodes if is_layer(node)}
+    """The layers by name, in the order of computation; a module's second weight by its own name."""
+    found: dict[str, fx.Node] = {}
+    for node in filter(is_layer, gm.graph.nodes):
+        name, weight = layer_name(node), parameter_of(weight_node(node)).target
+        other = parameter_of(weight_node(found.get(name, node))).target != weight
+        found[weight if other else name] = node
+    return found
 
 
 def get(gm: nn.Module, name: str) -> Tensor:
@@ -149,6 +154,7 @@ def put(gm: nn.Module, name: str, value: Tensor) -> None:
     if isinstance(old, Tensor) and not isinstance(old, nn.Parameter):
         setattr(module, leaf, value.detach())
         return
+    module.__dict__.pop(leaf, None)  # a plain "bias = None"
     module.register_parameter(leaf, nn.Parameter(value.detach().clone(), requires_grad=keep))
 
 
@@ -191,7 +197,7 @@ def set_bias(gm: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
     """Give a layer a new bias: made where there was none, parted from those that share it."""
     parameter = parameter_of(bias_node(node))
     if parameter is None or len(parameter.users) > 1:
-        name = unused(gm, f"{layer_name(node)}.bias")
+        name = unused(gm, f"{layer_name(node)}.bias".lstrip("."))
         put(gm, name, value)
         with gm.graph.inserting_before(node):
             new = gm.graph.get_attr(name)
@@ -275,17 +281,13 @@ def capture(model: nn.Module, example: Any, *, dynamic_batch: bool = True) -> fx
     if isinstance(model, fx.GraphModule) and model.meta.get("minq"):
         return copy.deepcopy(model)
     args, kwargs = as_arguments(example)
-    args = _without_labels(model, args)
+    args, kwargs = without_labels(model, args, kwargs)
     args, kwargs = tree_map_only(Tensor, _two, (args, kwargs))
     dynamic = None
-    if dynamic_batch:
-        from torch.export import Dim
-
-        dynamic = tree_map(
-            lambda v: {0: Dim.AUTO} if isinstance(v, Tensor) and v.ndim else None, (args, kwargs)
-        )
-        dynamic = (*dynamic[0], *dynamic[1].values()) if not kwargs else dynamic[1]
     try:
+        if dynamic_batch:
+            named = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+            dynamic = tree_map(_free_batch, dict(named))
         exported = torch.export.export(
             copy.deepcopy(model).eval(), args, kwargs, dynamic_shapes=dynamic, strict=False
         )
@@ -303,18 +305,27 @@ def capture(model: nn.Module, example: Any, *, dynamic_batch: bool = True) -> fx
         ) from error
     gm = _plain(module)
     gm.meta["keywords"] = list(kwargs)
-    batch = [n.meta["val"].shape[0] for n in gm.graph.nodes if n.op == "placeholder"][:1]
-    if dynamic_batch and batch and isinstance(batch[0], int):
+    inputs = [n.meta.get("val") for n in gm.graph.nodes if n.op == "placeholder"]
+    batch = [v.shape[0] for v in inputs if isinstance(v, Tensor) and v.ndim][:1]
+    if dynamic_batch and batch and _fixed(batch[0]):
         warnings.warn(f"the model fixes its batch size at {batch[0]}", stacklevel=2)
     return gm
 
 
-def _without_labels(model: nn.Module, args: tuple) -> tuple:
-    """As many arguments as the model takes: a data loader's labels come behind its inputs."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return args
-    return args[: sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)]
+def without_labels(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """What the model takes: a data loader's labels come behind its inputs, or by another name."""
+    parameters = inspect.signature(model.forward).parameters
+    kinds = [p.kind for p in parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        args = args[: sum(kind.name.startswith("POSITIONAL") for kind in kinds)]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        kwargs = {k: v for k, v in kwargs.items() if k in parameters}
+    return args, kwargs
+
+
+def _free_batch(value: Any) -> dict[int, Any] | None:
+    """The first dimension of a tensor may vary."""
+    return {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.ndim else None
 
 
 def _two(x: Tensor) -> Tensor:
@@ -327,7 +338,8 @@ def _unsafe(node: fx.Node) -> bool:
     if node.op != "call_function" or not _in_place(node):
         return False
     target = node.args[0]
-    return op(target) in TRANSPARENT or target.op != "call_function"
+    views = [op(x) for x in (target, *target.users)]
+    return target.op != "call_function" or not TRANSPARENT.isdisjoint(views)
 
 
 def _in_place(node: fx.Node) -> bool:
@@ -345,6 +357,7 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
             graph.erase_node(node)
         elif op(node) in ("dropout", "feature_dropout", "detach_", "lift_fresh_copy", "alias"):
             node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)  # what draws random numbers is never taken for dead code
         elif op(node) == "_native_batch_norm_legit_no_training":
             _old_batch_norm(graph, node)
         elif op(node) == "scaled_dot_product_attention":
@@ -448,6 +461,11 @@ def batches_of(gm: fx.GraphModule, data: Any) -> list[list[Any]]:
     return batches
 
 
+def _fixed(size: Any) -> bool:
+    """Whether a dimension is a number; a symbol that has become one does not say so otherwise."""
+    return str(size).isdigit()
+
+
 def _check_input(node: fx.Node, value: Any) -> None:
     """Data that the model was not captured for is named before it fails deep inside."""
     expected = node.meta.get("val")
@@ -456,7 +474,7 @@ def _check_input(node: fx.Node, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"input {node.name} must be a tensor, not {type(value).__name__}")
     fits = value.ndim == expected.ndim and all(
-        not isinstance(e, int) or e == v for e, v in zip(expected.shape, value.shape, strict=True)
+        not _fixed(e) or int(e) == v for e, v in zip(expected.shape, value.shape, strict=True)
     )
     if not fits:
         raise ValueError(

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from minq import graph
 from minq.quantizer import Estimator, Quantizer
@@ -52,12 +53,14 @@ def insert_quantizers(
     Quantizers are submodules, ``features.0.0.weight_quantizer`` and ``features.0.2.quantizer``.
     Raises ValueError for a pattern that fits nothing.
     """
+    if quantizers(gm):
+        raise ValueError("the graph has quantizers already; start again from minq.capture")
     plan = _Plan(gm, skip, layers, weights, activations, per_channel, symmetric)
     quantized: dict[fx.Node, fx.Node] = {}
     data = _data(gm)
     unsupported: dict[str, list[str]] = {}
     for node in list(gm.graph.nodes):
-        if node.op == "placeholder" and graph.is_float(node):
+        if node.op == "placeholder" and graph.is_float(node) and not _only_masks(node):
             _after(gm, node, plan.activation(node, activation_estimator), quantized)
         if node.op != "call_function" or node not in data:
             continue
@@ -103,12 +106,16 @@ def activation_quantizers(gm: fx.GraphModule) -> dict[str, Quantizer]:
 
 def is_quantizer(node: fx.Node) -> bool:
     """Whether the node calls a quantizer."""
-    return node.op == "call_module" and node.meta.get("quantizes") is not None
+    if node.op != "call_module":
+        return False
+    return isinstance(node.graph.owning_module.get_submodule(node.target), Quantizer)
 
 
 def is_weight(node: fx.Node) -> bool:
-    """Whether the node quantizes a weight."""
-    return is_quantizer(node) and node.meta["quantizes"] == "weight"
+    """Whether the node quantizes a weight: a parameter that a layer or a product reads."""
+    if not is_quantizer(node) or node.args[0].op != "get_attr":
+        return False
+    return any(graph.op(user) in graph.LAYERS | graph.PRODUCTS for user in node.users)
 
 
 def place(node: fx.Node) -> str:
@@ -192,20 +199,21 @@ def _data(gm: fx.GraphModule) -> set[fx.Node]:
     data = set()
     for node in gm.graph.nodes:
         given = node.op in ("placeholder", "get_attr")
-        if graph.is_float(node) or graph.op(node) in ("split", "chunk", "unbind"):
+        values = tree_leaves(node.meta.get("val"))  # an operator may give several tensors
+        if any(isinstance(v, Tensor) and v.is_floating_point() for v in values):
             if given or any(x in data for x in node.all_input_nodes):
                 data.add(node)
     return data
 
 
-def _after(gm, node, quantizer, quantized, kind="activation", name=None) -> None:
+def _after(gm, node, quantizer, quantized, name=None) -> None:
     """Put a quantizer between a node and all that reads it."""
     if quantizer is None or node in quantized:
         return
     if node.op == "get_attr":
         name = f"{node.target}_quantizer"
     else:
-        name = f"{name or place(node)}.quantizer"
+        name = f"{name or place(node)}.quantizer".lstrip(".")
     name = graph.unused(gm, name)
     quantizer.off()
     gm.add_submodule(name, quantizer)
@@ -213,7 +221,6 @@ def _after(gm, node, quantizer, quantized, kind="activation", name=None) -> None
     with gm.graph.inserting_after(node):
         new = gm.graph.call_module(name, (node,))
     new.meta.update(node.meta)
-    new.meta["quantizes"] = kind
     for user in users:
         user.replace_input_with(node, new)
     quantized[node] = quantized[new] = new
@@ -223,7 +230,7 @@ def _quantize_weights(gm, node, plan, estimator, quantized) -> None:
     operands = node.args if graph.op(node) in graph.PRODUCTS else [graph.weight_node(node)]
     for weight in operands:
         if weight.op == "get_attr" and graph.is_float(weight):
-            _after(gm, weight, plan.weight(node, estimator), quantized, kind="weight")
+            _after(gm, weight, plan.weight(node, estimator), quantized)
 
 
 def _quantize_inputs(gm, node, plan, estimator, quantized) -> None:
@@ -248,9 +255,7 @@ def _operands(node: fx.Node) -> list[fx.Node]:
     if kind in ("cat", "stack"):
         inputs = list(node.args[0])
     elif kind in graph.PRODUCTS or kind in ("add", "sub", "mul", "div"):
-        inputs = list(node.args[:2])
-        if _only_reader_is_softmax(node):
-            inputs = inputs[:1]
+        inputs = [x for x in node.args[:2] if x is not _mask(node)]
     else:
         inputs = list(node.args[:1])
     return [x for x in inputs if isinstance(x, fx.Node) and graph.is_float(x)]
@@ -275,12 +280,33 @@ def _rounded_later(node: fx.Node) -> bool:
         return graph.op(node) not in graph.FUSED
     if graph.op(user) in ("cat", "stack"):
         return True
-    return graph.op(node) == "add" and _only_reader_is_softmax(node)
+    return _mask(node) is not None
 
 
-def _only_reader_is_softmax(node: fx.Node) -> bool:
-    """A mask is added to the scores of an attention, as large as -infinity: no grid can hold it."""
+def _mask(node: fx.Node) -> fx.Node | None:
+    """What is added to the scores of an attention, as large as -infinity: no grid can hold it."""
     users = list(node.users)
-    while len(users) == 1 and graph.op(users[0]) in graph.TRANSPARENT:
+    while len(users) == 1 and graph.op(users[0]) in graph.TRANSPARENT | {"add"}:
         users = list(users[0].users)
-    return graph.op(node) == "add" and len(users) == 1 and graph.op(users[0]) == "softmax"
+    if graph.op(node) != "add" or len(users) != 1 or graph.op(users[0]) != "softmax":
+        return None
+    masks = [x for x in node.all_input_nodes if not _scores(x)]
+    return masks[0] if len(masks) == 1 and len(node.all_input_nodes) == 2 else None
+
+
+def _scores(node: fx.Node) -> bool:
+    """Whether the values are products of queries and keys, with or without a mask."""
+    node = _source(node)
+    if is_quantizer(node):
+        return _scores(node.args[0])
+    return graph.op(node) in graph.PRODUCTS or (
+        graph.op(node) == "add" and any(map(_scores, node.all_input_nodes))
+    )
+
+
+def _only_masks(node: fx.Node) -> bool:
+    """Whether all that reads the node takes it for a mask."""
+    return bool(node.users) and all(
+        _only_masks(user) if graph.op(user) in graph.TRANSPARENT else _mask(user) is node
+        for user in node.users
+    )

@@ -1,11 +1,24 @@
 """The shipped weights are the network they claim to be."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_sample_image
+from torch.nn import BatchNorm2d
 
-from minq.zoo import efficientnet_lite0, efficientnet_lite0_weights, same_convolution
+from minq import zoo
+from minq.zoo import (
+    efficientnet_lite0,
+    efficientnet_lite0_model,
+    efficientnet_lite0_weights,
+    imagenet_samples,
+    photo_crops,
+    photos,
+    same_convolution,
+)
 
 
 def test_efficientnet_lite0_has_its_layers_and_its_spread():
@@ -59,3 +72,94 @@ def test_the_network_recognises_a_palace():
     logits = efficientnet_lite0(x, efficientnet_lite0_weights(), inputs)
     assert logits.shape == (1, 1000) and int(logits.argmax()) == 698  # ImageNet's "palace"
     assert len(inputs) == 50 and inputs["head"].shape == (1, 320, 7, 7)
+
+
+def test_the_module_computes_what_the_folded_function_computes():
+    x, _ = imagenet_samples()
+    model = efficientnet_lite0_model()
+    assert not model.training and sum(isinstance(m, BatchNorm2d) for m in model.modules()) == 49
+    with torch.no_grad():
+        logits = model(x[:4])
+    torch.testing.assert_close(
+        logits, efficientnet_lite0(x[:4], efficientnet_lite0_weights()), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_it_is_right_on_18_of_the_20_pictures():
+    x, labels = imagenet_samples()
+    assert x.shape == (20, 3, 224, 224) and x.dtype == torch.float32
+    assert -127 / 128 <= x.min() and x.max() <= 1
+    with torch.no_grad():
+        assert (efficientnet_lite0_model()(x).argmax(1) == labels).sum() == 18
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding")
+def test_the_pictures_are_those_that_foolbox_ships():
+    """Read and cut once more, here by torchvision."""
+    from torchvision.io import decode_image
+    from torchvision.transforms.v2 import functional as T
+
+    x, labels = imagenet_samples()
+    files = {int(f.stem.split("_")[1]): f for f in photos.folder("foolbox", "data").glob("imag*")}
+    assert "foolbox" not in sys.modules
+    for i in (0, 10, 19):
+        picture = decode_image(str(files[i]))
+        side = round(min(picture.shape[1:]) * 7 / 8)
+        picture = T.resize(
+            T.center_crop(picture, [side, side]), [224, 224], T.InterpolationMode.BICUBIC
+        )
+        assert (x[i] * 128 + 127 - picture).abs().mean() < 1
+        assert files[i].stem.endswith(f"_{labels[i]}")
+
+
+@pytest.mark.parametrize("split", ["calibration", "test"])
+def test_photo_crops_are_pictures_and_depend_on_the_seed_alone(split):
+    x = photo_crops(6, size=32, split=split, seed=3)
+    assert x.shape == (6, 3, 32, 32) and x.isfinite().all() and x.std() > 0.2
+    assert -127 / 128 <= x.min() and x.max() <= 1
+    torch.rand(5)
+    assert torch.equal(x, photo_crops(6, size=32, split=split, seed=3))
+    assert not torch.equal(x, photo_crops(6, size=32, split=split, seed=4))
+    assert torch.equal(x[:4], photo_crops(4, size=32, split=split, seed=3))
+
+
+def test_no_pixel_of_the_test_crops_is_in_the_calibration_crops(monkeypatch):
+    """Photos whose left half is black and whose right half is white give black and white crops."""
+    photo = np.zeros((40, 61, 3), np.uint8)
+    photo[:, round(61 / 2) :] = 255
+    monkeypatch.setattr(photos, "read", lambda path: photo)
+    photos.parts.cache_clear()
+    try:
+        assert photo_crops(20, size=16, split="calibration").unique().tolist() == [-127 / 128]
+        assert photo_crops(20, size=16, split="test").min() > 0.9999
+    finally:
+        photos.parts.cache_clear()
+
+
+@pytest.mark.parametrize("arguments, error, message", [
+    ({"count": 0}, ValueError, "count must be at least 1"),
+    ({"count": 2.5}, TypeError, "positive whole number"),
+    ({"count": 1, "size": 0}, ValueError, "size must be at least 1"),
+    ({"count": 1, "split": "train"}, ValueError, "'calibration' or 'test'"),
+    ({"count": 1, "seed": -1}, ValueError, "seed must be from 0"),
+    ({"count": 1, "seed": "a"}, TypeError, "seed must be a whole number"),
+])  # fmt: skip
+def test_photo_crops_refuse_what_makes_no_sense(arguments, error, message):
+    with pytest.raises(error, match=message):
+        photo_crops(**arguments)
+
+
+def test_a_missing_package_is_named_with_the_way_to_install_it():
+    with pytest.raises(ImportError, match="pip install no_such_package"):
+        photos.folder("no_such_package", "data")
+
+
+def test_the_zoo_opens_without_torch():
+    code = "import sys, minq.zoo; dir(minq.zoo); raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_every_name_of_the_zoo_exists_and_a_wrong_one_is_named():
+    assert all(getattr(zoo, name) is not None for name in zoo.__all__)
+    with pytest.raises(AttributeError, match="no 'evalute'; it has .*evaluate"):
+        _ = zoo.evalute

@@ -25,6 +25,11 @@ _HOMOGENEOUS = frozenset(
     rescale mean view flatten reshape _unsafe_view""".split()
 )
 
+_KEEPS_DIFFERENCES = frozenset(
+    "relu max_pool2d mean adaptive_avg_pool2d view flatten reshape _unsafe_view".split()
+)
+"""f(x - c) = f(x) - c, for ReLU where x is at least c."""
+
 
 @dataclass
 class Channels:
@@ -88,6 +93,8 @@ def _scalable(node: fx.Node) -> bool:
     """A layer with a weight of its own, whose input and output channels can be scaled."""
     if not graph.is_layer(node) or graph.op(node) == "embedding":
         return False
+    if graph.bias_node(node) is not None and graph.parameter_of(graph.bias_node(node)) is None:
+        return False  # a bias that is computed
     return len(graph.parameter_of(graph.weight_node(node)).users) == 1
 
 
@@ -109,7 +116,8 @@ def _passes(node: fx.Node) -> bool:
     if kind in ("view", "flatten", "reshape", "_unsafe_view"):  # (B, C, 1, 1) to (B, C)
         return len(after) == 2 and after[1] == before[1] and all(k == 1 for k in before[2:])
     if kind == "mean":  # over places, not over channels or the batch
-        return len(before) > 2 and len(after) >= 2 and after[1] == before[1]
+        dims = graph.argument(node, 1, "dim") or (0,)
+        return len(before) > 2 and all(k % len(before) > 1 for k in dims)
     if kind in ("pad", "constant_pad_nd"):
         fill = node.args[3] if kind == "pad" and len(node.args) > 3 else 0
         fill = graph.argument(node, 2, "value", 0) if kind == "constant_pad_nd" else fill
@@ -161,6 +169,7 @@ def equalize_graph(
     *,
     relu6: str = "replace",
     residual: bool = True,
+    reach: float | None = None,
     sweeps: int = 30,
     tolerance: float = 1e-2,
 ) -> fx.GraphModule:
@@ -190,7 +199,7 @@ def equalize_graph(
         for k, c in enumerate(sets):
             written = torch.stack([ranges[n].written() for n in c.writers]).amax(0)
             read = torch.stack([ranges[n].read() for n in c.readers]).amax(0)
-            s = equalize.equalization_scales(written, read)
+            s = _within_reach(equalize.equalization_scales(written, read), total[k], reach)
             for node in c.writers:
                 ranges[node].outputs /= s
             for node in c.readers:
@@ -213,6 +222,13 @@ def equalize_graph(
             if (ceiling := clips_at(node)) is not None:
                 _clip_per_channel(gm, node, ceiling / s)
     return graph.tidy(gm)
+
+
+def _within_reach(s: Tensor, total: Tensor, reach: float | None) -> Tensor:
+    """The step s, shortened so that no channel ends further than ``reach`` from where it began."""
+    if reach is None:
+        return s
+    return (total * s).clamp(1 / reach, reach) / total
 
 
 class _Ranges:
@@ -255,9 +271,7 @@ def absorb_biases(gm: fx.GraphModule, *, sigmas: float = 3.0) -> fx.GraphModule:
         first = c.writers[0]
         if len(c.writers) > 1 or "moments" not in first.meta:
             continue
-        if any(
-            graph.op(n) not in ("relu", "view", "mean", "adaptive_avg_pool2d") for n in c.between
-        ):
+        if any(graph.op(n) not in _KEEPS_DIFFERENCES for n in c.between):
             continue
         mean, variance = first.meta["moments"]
         amount = equalize.absorbable(mean, variance.sqrt(), sigmas)

@@ -80,6 +80,8 @@ def _of(gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Moments]) -> Mom
     if not data or any(m is None for m in data):
         return None
     x = data[0]
+    if _channels_last(node):
+        return None
     if graph.is_layer(node) and kind != "embedding":
         weight, bias = graph.weight_of(gm, node), graph.bias_of(gm, node)
         groups = graph.groups_of(node)
@@ -105,13 +107,18 @@ def _of(gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Moments]) -> Mom
         return Moments(*(torch.cat(p) for p in parts))
     if kind == "rescale":
         k = next(a for a in node.args[:2] if not isinstance(a, fx.Node))
-        k = 1 / k if graph.op(node) == "div" else k
+        k = 1 / k if node.target is torch.ops.aten.div.Tensor else k
         low, high = torch.minimum(x.low * k, x.high * k), torch.maximum(x.low * k, x.high * k)
         return Moments(x.mean * k, x.variance * k * k, low, high)
     keeps = kind in ("view", "flatten", "reshape") and len(graph.shape_of(node)) == 2
     if kind in _SAME or (keeps and graph.shape_of(node)[1] == len(x.mean)):
         return x
     return None
+
+
+def _channels_last(node: fx.Node) -> bool:
+    """A layer whose channels are the last of many dimensions; those of moments are the second."""
+    return graph.op(node) == "linear" and len(graph.shape_of(node)) != 2
 
 
 def _clip(x: Moments, low: float, high: Tensor) -> Moments:
@@ -122,7 +129,8 @@ def _clip(x: Moments, low: float, high: Tensor) -> Moments:
         mean[k], variance[k] = bias_math.clipped_normal(
             x.mean[k], x.variance[k].sqrt(), low, ceiling
         )
-    return Moments(mean, variance, x.low.clamp(min=low), torch.minimum(x.high.clamp(min=low), high))
+    ends = (torch.minimum(end.clamp(min=low), high) for end in (x.low, x.high))
+    return Moments(mean, variance, *ends)
 
 
 def _through(f, x: Moments, points: int = 64) -> Moments:
@@ -153,13 +161,13 @@ def calibrate_without_data(
             _set_range(gm, node, known)
         elif correct_bias and graph.is_layer(node) and is_weight(graph.weight_node(node)):
             x = known.get(graph.input_of(node))
-            if x is not None and graph.op(node) != "embedding":
+            if x is not None and graph.op(node) != "embedding" and not _channels_last(node):
                 weight = graph.weight_of(gm, node)
                 error = graph.rounded_weight_of(gm, node) - weight
                 shift = bias_math.output_shift(error, x.mean, graph.groups_of(node))
                 bias = bias_math.correct_bias(graph.bias_of(gm, node), shift)
                 graph.set_bias(gm, node, bias)
-    return gm
+    return graph.tidy(gm)  # layers may have got a bias
 
 
 def _set_range(gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Moments]) -> None:

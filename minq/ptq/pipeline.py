@@ -10,23 +10,33 @@ without data: analytic bias correction and ranges, from batch norm's statistics
 
 from __future__ import annotations
 
+import hashlib
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from minq import graph
+from minq._checks import check_count
 from minq.fold import fold_batch_norms
 from minq.ptq import bias as bias_math
 from minq.ptq import channels
 from minq.ptq.adaround import adaround
 from minq.ptq.datafree import Moments, calibrate_without_data
 from minq.ptq.walk import Walk, sample_rows
-from minq.quantizer import Estimator
-from minq.simulate import insert_quantizers, is_quantizer, is_weight, weight_quantizers
+from minq.quantizer import Estimator, Quantizer
+from minq.simulate import (
+    insert_quantizers,
+    is_quantizer,
+    is_weight,
+    quantizers,
+    weight_quantizers,
+)
 
 ROUNDINGS = ("adaround", "nearest")
 
@@ -43,6 +53,7 @@ def ptq(
     symmetric: bool = False,
     equalize: bool = True,
     relu6: str = "per_channel",
+    reach: float | None = 2.0,
     absorb: bool = True,
     rounding: str = "adaround",
     correct_bias: bool | None = None,
@@ -64,7 +75,7 @@ def ptq(
     example, input_range: for that branch, something to call the model with once, and the range of
         its inputs, by default the example's.
     weights, activations, per_channel, symmetric, skip, layers: see ``insert_quantizers``.
-    equalize, relu6, absorb: see ``equalize_graph`` and ``absorb_biases``.
+    equalize, relu6, reach, absorb: see ``equalize_graph`` and ``absorb_biases``.
     rounding: "adaround" with ``sweeps`` over each layer's weights, on ``rows`` rows of data, or "nearest".
     correct_bias: take the mean error of each layer off its bias; by default with "nearest".
     weight_range, activation_range: "min_max", "mse", "percentile", or a function.
@@ -82,7 +93,7 @@ def ptq(
     batches = graph.batches_of(gm, [example] if data is None else data)
     fold_batch_norms(gm)
     if equalize:
-        channels.equalize_graph(gm, relu6=relu6)
+        channels.equalize_graph(gm, relu6=relu6, reach=reach)
         if absorb:
             channels.absorb_biases(gm)
     insert_quantizers(
@@ -128,11 +139,12 @@ def _input_moments(gm, batch, input_range) -> dict[str, Moments]:
 
 
 def set_weight_ranges(gm: fx.GraphModule) -> fx.GraphModule:
-    """Give every weight its grid; ``gm`` is changed and returned."""
-    for name, node in ((n.target, n) for n in gm.graph.nodes if is_weight(n)):
-        quantizer = gm.get_submodule(name)
-        quantizer.observe()(graph.get(gm, node.args[0].target).detach())
-        quantizer.freeze()
+    """Give every weight and constant its grid; ``gm`` is changed and returned."""
+    for node in gm.graph.nodes:
+        if is_quantizer(node) and node.args[0].op == "get_attr":
+            quantizer = gm.get_submodule(node.target)
+            quantizer.observe()(graph.get(gm, node.args[0].target).detach())
+            quantizer.freeze()
     return gm
 
 
@@ -155,25 +167,30 @@ def calibrate(
     has the parameters of the full-precision network. ``gm`` is changed and returned.
     """
     todo = len(weight_quantizers(gm))
-    generator = torch.Generator().manual_seed(seed)
-    store = _Store(checkpoint, {"sweeps": sweeps, "rows": rows, "seed": seed})
+    rows = check_count(rows, "rows")
+    settings = {"sweeps": sweeps, "rows": rows, "seed": seed, "correct_bias": correct_bias}
+    if checkpoint is not None:
+        settings["network"] = _digest(gm.state_dict().values())
+        settings["quantizers"] = _digest(map(_settings_of, quantizers(gm).values()))
+        settings["data"] = _digest(v for batch in batches for v in batch)
+    store = _Store(checkpoint, settings)
     walk = Walk(gm, batches, dict(exact))
     with _Bar(todo, "layers", progress) as bar:
         for node in walk:
             if is_quantizer(node):
                 _set_activation_range(gm, node, walk)
             elif graph.is_layer(node) and is_weight(graph.weight_node(node)):
-                name = graph.layer_name(node)
+                name = graph.parameter_of(graph.weight_node(node)).target
                 if rounding == "adaround" and _has_rows(node):
                     rounded = store.get(name) if store.has(name) else None
                     if rounded is None:
-                        rounded = _adaround(gm, node, walk, sweeps, rows, generator)
+                        rounded = _adaround(gm, node, walk, sweeps, rows, seed)
                         store.put(name, rounded)
                     graph.set_weight(gm, node, rounded)
                 if correct_bias and graph.op(node) != "embedding":
                     _correct_bias(gm, node, walk)
                 bar.update(name)
-    return gm
+    return graph.tidy(gm)  # layers may have got a bias
 
 
 def _set_activation_range(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
@@ -187,6 +204,8 @@ def _sample(values: list[Tensor], most: int = 2**18) -> Tensor:
     """The extremes and an even selection of all values: enough to set a range by."""
     flat = [v.detach().flatten() for v in values]
     every = max(1, sum(v.numel() for v in flat) // most)
+    while math.gcd(every, flat[0].numel()) > 1:  # never in step with rows or channels
+        every += 1
     ends = [torch.stack([v.min(), v.max()]) for v in flat]
     return torch.cat([*(v[::every] for v in flat), *ends])
 
@@ -195,9 +214,10 @@ def _has_rows(node: fx.Node) -> bool:
     return graph.op(node) in graph.CONVOLUTIONS | {"linear"}
 
 
-def _adaround(gm, node, walk, sweeps, rows, generator) -> Tensor:
+def _adaround(gm, node, walk, sweeps, rows, seed) -> Tensor:
     quantizer = gm.get_submodule(graph.weight_node(node).target)
     inputs = graph.input_of(node)
+    generator = torch.Generator().manual_seed(seed)  # the same, whichever layers are done already
     x, y = sample_rows(gm, node, walk.quantized[inputs], walk.exact[node], rows, generator)
     scale, zero_point = quantizer.grid()
     return adaround(
@@ -222,6 +242,9 @@ def _activation(gm: fx.GraphModule, node: fx.Node, groups: int) -> Callable | No
     (user,) = node.users
     if graph.op(user) not in graph.FUSED - {"prelu"}:
         return None
+    given = [a for a in (*user.args[1:], *user.kwargs.values()) if isinstance(a, fx.Node)]
+    if any(a.op != "get_attr" or a in user.kwargs.values() for a in given):
+        return None
     args = [
         graph.get(gm, a.target).reshape(groups, 1, -1) if isinstance(a, fx.Node) else a
         for a in user.args[1:]
@@ -234,7 +257,8 @@ def _correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
     axis = -1 if graph.op(node) == "linear" else 1
     pairs = zip(walk.exact[node], walk.advance(node), strict=True)
     shifts = [bias_math.empirical_shift(y, y_hat, axis) for y, y_hat in pairs]
-    shift = torch.stack(shifts).mean(0)
+    share = torch.tensor([float(y.numel()) for y in walk.exact[node]]).to(shifts[0])
+    shift = (torch.stack(shifts, -1) * share).sum(-1) / share.sum()
     graph.set_bias(gm, node, bias_math.correct_bias(graph.bias_of(gm, node), shift))
     shape = [-1] + [1] * (walk.exact[node][0].ndim - 2) if axis == 1 else [-1]
     walk.quantized[node] = [y_hat - shift.reshape(shape) for y_hat in walk.quantized[node]]
@@ -264,6 +288,21 @@ class _Bar:
         if self.bar is not None:
             self.bar.set_postfix_str(name)
             self.bar.update()
+
+
+def _digest(values: Iterable[Any]) -> str:
+    """A fingerprint of tensors and words."""
+    digest = hashlib.sha256()
+    for v in values:
+        if isinstance(v, Tensor):
+            v = v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(v if isinstance(v, np.ndarray) else repr(v).encode())
+    return digest.hexdigest()[:16]
+
+
+def _settings_of(quantizer: Quantizer) -> str:
+    estimator = getattr(quantizer.estimate, "func", quantizer.estimate)
+    return f"{quantizer} {getattr(estimator, '__qualname__', type(estimator))}"
 
 
 class _Store:

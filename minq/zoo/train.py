@@ -1,0 +1,214 @@
+"""python -m minq.zoo.train NAME: train a small network and write its weights.
+
+An interrupted training goes on where its last epoch ended, with the same result, bit for bit, as
+one that was not: every batch is made from the seed and its number, and the learning rate follows
+from that number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+
+import minq
+from minq._checks import check_count
+from minq.zoo import metrics, models, small
+
+EPOCH = 160  # batches; each of them is new, so the name only says how often progress is kept
+
+
+class Recipe(NamedTuple):
+    """How a network is trained: AdamW, the rate rising for a tenth of the time, then a cosine."""
+
+    epochs: int
+    rate: float = 4e-3
+    decay: float = 0.02
+    batch: int = 128
+
+
+RECIPES = {
+    "resnet_basic": Recipe(30, batch=64),
+    "resnet_bottleneck": Recipe(26, batch=64),
+    "mobilenet_v2": Recipe(18),
+    "inception": Recipe(36, batch=64),
+    "efficientnet_lite": Recipe(16),
+    "segmenter": Recipe(10, batch=64),
+    "detector": Recipe(14, batch=64),
+    "text_encoder": Recipe(32, rate=1e-3, batch=64),
+}
+
+
+def rate(step: int, steps: int, highest: float) -> float:
+    """The learning rate of a step: from 0 up in a tenth of the steps, down to 0 by a cosine.
+
+    >>> [round(rate(i, 100, 1.0), 2) for i in (0, 9, 54, 99)]
+    [0.1, 1.0, 0.5, 0.0]
+    """
+    warm = max(steps // 10, 1)
+    if step < warm:
+        return highest * (step + 1) / warm
+    return highest * (1 + math.cos(math.pi * (step + 1 - warm) / (steps - warm))) / 2
+
+
+def detection_loss(outputs: tuple[Tensor, Tensor], boxes: Tensor) -> Tensor:
+    """Focal loss of the classes and, where a digit is, generalized-IoU loss of its box.
+
+    boxes: (N, K, 5), class -1 for none. A point answers for the box nearest to it whose middle is
+    within one stride, and whose longer side is under 17 pixels at stride 4, above at stride 8.
+    """
+    logits, distances = outputs
+    centres, strides = metrics.points(48, models.Detector.STRIDES)
+    middle = (boxes[..., :2] + boxes[..., 2:4]) / 2
+    side = (boxes[..., 2:4] - boxes[..., :2]).amax(2)
+    away = (centres[None, :, None] - middle[:, None]).abs().amax(3)  # (N, P, K)
+    fits = (side < 17)[:, None] == (strides == models.Detector.STRIDES[0])[None]
+    away[~(fits & (away < strides[None]) & (boxes[:, None, :, 4] >= 0))] = torch.inf
+    nearest, which = away.min(2)
+    target = boxes.gather(1, which[..., None].expand(-1, -1, 5))
+    hit = nearest.isfinite()
+    wanted = torch.zeros_like(logits)
+    wanted[hit] = F.one_hot(target[hit][:, 4].long(), logits.shape[2]).float()
+    answered = metrics.boxes_of(distances, centres, strides)
+    loss = sigmoid_focal_loss(logits, wanted, alpha=-1, gamma=1.5, reduction="sum")
+    loss = loss + generalized_box_iou_loss(answered[hit], target[hit][:, :4], reduction="sum")
+    return loss / hit.sum().clamp(min=1)
+
+
+def loss_of(name: str) -> Callable[..., Tensor]:
+    """The function of outputs and answers that training makes small."""
+    return detection_loss if name == "detector" else F.cross_entropy
+
+
+def train(
+    name: str,
+    *,
+    epochs: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    epoch_batches: int = EPOCH,
+    batch: int | None = None,
+    progress: bool = False,
+    stop_after: int | None = None,
+) -> nn.Module:
+    """Train a small network, write its weights with their accuracy, return it in eval mode.
+
+    out: the weights file; by default the one that ``minq.zoo.load`` reads. Beside it lies a
+    checkpoint while training lasts; if one with the same settings is there, training goes on from
+    it. stop_after: leave after so many batches, as an interruption would.
+    """
+    recipe = RECIPES[small.check_name(name)]
+    epochs = check_count(recipe.epochs if epochs is None else epochs, "epochs")
+    steps = epochs * check_count(epoch_batches, "epoch_batches")
+    out = Path(out or small.WEIGHTS / f"{name}.safetensors")
+    checkpoint = out.with_suffix(".checkpoint")
+    batch = check_count(recipe.batch if batch is None else batch, "batch")
+    settings = {"name": name, "seed": seed, "steps": steps, "batch": batch}
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = models.build(name).to(memory_format=torch.channels_last)  # twice as fast
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=recipe.decay)
+    step, seconds = 0, 0.0
+    if checkpoint.is_file():
+        kept = torch.load(checkpoint, weights_only=True)
+        if kept["settings"] != settings:
+            raise ValueError(
+                f"{checkpoint.name} belongs to another training ({kept['settings']}, not "
+                f"{settings}); delete it, or write elsewhere with --out"
+            )
+        model.load_state_dict(kept["model"])
+        optimizer.load_state_dict(kept["optimizer"])
+        step, seconds = kept["step"], kept["seconds"]
+
+    loss_function, bar, start = loss_of(name), None, time.monotonic() - seconds
+    if progress:
+        from tqdm import tqdm
+
+        bar = tqdm(total=steps, initial=step, desc=name, mininterval=5)
+    while step < steps:
+        if step == stop_after:
+            return model.eval()
+        x, answers = small.labelled(name, batch, "train", 2**20 * (seed + 1) + step)
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        loss = loss_function(model(x), answers)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, steps, recipe.rate)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        step += 1
+        if bar:
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        if step % epoch_batches == 0:
+            if not loss.isfinite():
+                raise RuntimeError(f"the loss of {name} is {loss.item()}; train with another seed")
+            kept = {"settings": settings, "step": step, "seconds": time.monotonic() - start}
+            kept |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            _write(checkpoint, lambda path, kept=kept: torch.save(kept, path))
+    if bar:
+        bar.close()
+
+    model = model.to(memory_format=torch.contiguous_format).eval()
+    accuracy = small.evaluate(model, name)
+    facts = {
+        "network": name,
+        "command": f"python -m minq.zoo.train {name} --epochs {epochs} --seed {seed}",
+        "seed": str(seed),
+        "epochs": str(epochs),
+        "scenes": str(steps * batch),
+        "metric": small.METRICS[name],
+        "accuracy": f"{accuracy:.2f}",
+        "minutes": f"{(time.monotonic() - start) / 60:.1f}",
+        "versions": f"minq {minq.__version__}, torch {torch.__version__}, "
+        f"python {platform.python_version()}",
+    }
+    from safetensors.torch import save
+
+    tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
+    _write(out, lambda path: path.write_bytes(save(tensors, facts)))
+    checkpoint.unlink(missing_ok=True)
+    return model
+
+
+def _write(path: Path, save: Callable[[Path], None]) -> None:
+    """Let ``save`` write a file that is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    save(part)
+    os.replace(part, path)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser("python -m minq.zoo.train", description=__doc__)
+    parser.add_argument("name", choices=small.NAMES)
+    parser.add_argument("--epochs", type=int, help=f"of {EPOCH} batches")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="of the processor; all by default")
+    parser.add_argument("--out", type=Path, help="the weights file to write")
+    chosen = parser.parse_args()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    out = {"epochs": chosen.epochs, "seed": chosen.seed, "out": chosen.out}
+    train(chosen.name, progress=True, **out)
+    path = chosen.out or small.WEIGHTS / f"{chosen.name}.safetensors"
+    facts = small.info(chosen.name, path)
+    print(f"{path.name}: {facts['metric']} {facts['accuracy']} % in {facts['minutes']} minutes")
+
+
+if __name__ == "__main__":
+    main()
