@@ -21,6 +21,8 @@ _HOME = {
     "fold": "fold_batch_norm fold_batch_norms",
     "graph": "capture CaptureError",
     "simulate": "insert_quantizers quantizers",
+    "ptq": "",
+    "ptq.debug": "debug",
     "mac": "",
     "ranges": "",
     "widgets": "",
@@ -28,7 +30,7 @@ _HOME = {
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 
-__all__ = [*_HOME, *_MODULE_OF]
+__all__ = [*(module for module in _HOME if "." not in module), *_MODULE_OF]
 
 
 def __getattr__(name: str):

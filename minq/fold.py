@@ -81,7 +81,8 @@ def fold_batch_norms(gm: GraphModule) -> GraphModule:
         weight, bias = fold_batch_norm(weight, bias, gamma, beta, mean, variance, node.args[7])
         graph.set_weight(gm, layer, weight)
         graph.set_bias(gm, layer, bias)
-        layer.meta["moments"] = beta.clone(), gamma**2
+        # After batch norm a channel has variance gamma^2, but for the share of epsilon.
+        layer.meta["moments"] = beta.clone(), gamma**2 * variance / (variance + node.args[7])
         node.replace_all_uses_with(layer)
         gm.graph.erase_node(node)
     return graph.tidy(gm)

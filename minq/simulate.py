@@ -101,7 +101,8 @@ def weight_quantizers(gm: fx.GraphModule) -> dict[str, Quantizer]:
 
 def activation_quantizers(gm: fx.GraphModule) -> dict[str, Quantizer]:
     """The quantizers of all that depends on the input, by name."""
-    return {name: q for name, q in quantizers(gm).items() if name not in weight_quantizers(gm)}
+    weights = weight_quantizers(gm)
+    return {name: q for name, q in quantizers(gm).items() if name not in weights}
 
 
 def is_quantizer(node: fx.Node) -> bool:

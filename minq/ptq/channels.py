@@ -25,6 +25,8 @@ _HOMOGENEOUS = frozenset(
     rescale mean view flatten reshape _unsafe_view""".split()
 )
 
+_DEAD = 1e-5  # of the largest range
+
 _KEEPS_DIFFERENCES = frozenset(
     "relu max_pool2d mean adaptive_avg_pool2d view flatten reshape _unsafe_view".split()
 )
@@ -110,7 +112,7 @@ def _same_shape(inputs: list[fx.Node], node: fx.Node) -> bool:
 def _passes(node: fx.Node) -> bool:
     """Whether f(s x) = s f(x) for a scale of each channel, which stays in its place."""
     kind = graph.op(node)
-    if kind not in _HOMOGENEOUS and not clips_at(node):
+    if kind not in _HOMOGENEOUS and not is_clip(node):
         return False
     before, after = graph.shape_of(node.args[0]), graph.shape_of(node)
     if kind in ("view", "flatten", "reshape", "_unsafe_view"):  # (B, C, 1, 1) to (B, C)
@@ -153,6 +155,14 @@ def clips_at(node: fx.Node) -> float | None:
     return float(high) if numbers and low == 0 else None
 
 
+def is_clip(node: fx.Node) -> bool:
+    """Whether the node clips between 0 and a ceiling: one for all, or one for each channel."""
+    if clips_at(node) is not None:
+        return True
+    bounds = [a for a in node.args[1:] if isinstance(a, fx.Node) and a.op == "get_attr"]
+    return graph.op(node) == "clamp" and len(bounds) == 2 and "_floor" in str(bounds[0].target)
+
+
 # --- Passes ---------------------------------------------------------------------------------------
 
 
@@ -190,15 +200,15 @@ def equalize_graph(
         replace_relu6(gm)
     sets = shared_channels(gm, residual=residual)
     if relu6 == "keep":
-        sets = [c for c in sets if not any(clips_at(n) is not None for n in c.between)]
+        sets = [c for c in sets if not any(is_clip(n) for n in c.between)]
     layers = dict.fromkeys(n for c in sets for n in (*c.writers, *c.readers))
     ranges = {n: _Ranges(graph.weight_of(gm, n), graph.groups_of(n)) for n in layers}
     total = [torch.ones_like(ranges[c.writers[0]].written()) for c in sets]
     for _ in range(sweeps):
         change = 0.0
         for k, c in enumerate(sets):
-            written = torch.stack([ranges[n].written() for n in c.writers]).amax(0)
-            read = torch.stack([ranges[n].read() for n in c.readers]).amax(0)
+            written = _alive(torch.stack([ranges[n].written() for n in c.writers]).amax(0))
+            read = _alive(torch.stack([ranges[n].read() for n in c.readers]).amax(0))
             s = _within_reach(equalize.equalization_scales(written, read), total[k], reach)
             for node in c.writers:
                 ranges[node].outputs /= s
@@ -219,9 +229,14 @@ def equalize_graph(
                 mean, variance = node.meta["moments"]
                 node.meta["moments"] = mean / s, variance / s**2
         for node in c.between:
-            if (ceiling := clips_at(node)) is not None:
-                _clip_per_channel(gm, node, ceiling / s)
+            if is_clip(node):
+                _set_ceiling(gm, node, _ceiling(gm, node, s) / s)
     return graph.tidy(gm)
+
+
+def _alive(ranges: Tensor) -> Tensor:
+    """0 for channels that training left with next to nothing: they are not worth a scale."""
+    return torch.where(ranges > _DEAD * ranges.max(), ranges, 0)
 
 
 def _within_reach(s: Tensor, total: Tensor, reach: float | None) -> Tensor:
@@ -249,8 +264,18 @@ class _Ranges:
         return scaled.amax(1).flatten() * self.inputs
 
 
-def _clip_per_channel(gm: fx.GraphModule, node: fx.Node, ceiling: Tensor) -> None:
+def _ceiling(gm: fx.GraphModule, node: fx.Node, like: Tensor) -> Tensor:
+    """Where a clip ends in each channel."""
+    if (one := clips_at(node)) is not None:
+        return torch.full_like(like, one)
+    return graph.get(gm, node.args[2].target).flatten()
+
+
+def _set_ceiling(gm: fx.GraphModule, node: fx.Node, ceiling: Tensor) -> None:
     ceiling = ceiling.reshape(-1, *[1] * (len(graph.shape_of(node)) - 2))
+    if clips_at(node) is None:
+        graph.put(gm, node.args[2].target, ceiling)
+        return
     arguments = []
     for name, value in (("floor", torch.zeros_like(ceiling)), ("ceiling", ceiling)):
         name = graph.unused(gm, f"{node.name}_{name}")
@@ -264,17 +289,22 @@ def _clip_per_channel(gm: fx.GraphModule, node: fx.Node, ceiling: Tensor) -> Non
 def absorb_biases(gm: fx.GraphModule, *, sigmas: float = 3.0) -> fx.GraphModule:
     """Move high biases into the next layer, eq. (25) to (28); ``gm`` is changed and returned.
 
-    For every pair of layers with only ReLU and pooling between them, where batch norm told mean and
-    deviation of the first one's outputs. ReLU6 has to be gone. Not exact, see ``absorbable``.
+    For every pair of layers with only ReLU, a clip or pooling between them, where batch norm told
+    mean and deviation of the first one's outputs. A clip's ceiling falls by as much as the bias.
+    Layers that pad with zeros are left alone. Not exact, see ``absorbable``.
     """
     for c in shared_channels(gm, residual=False):
         first = c.writers[0]
         if len(c.writers) > 1 or "moments" not in first.meta:
             continue
-        if any(graph.op(n) not in _KEEPS_DIFFERENCES for n in c.between):
+        if any(graph.op(n) not in _KEEPS_DIFFERENCES and not is_clip(n) for n in c.between):
+            continue
+        if any(_pads(node) for node in c.readers):
             continue
         mean, variance = first.meta["moments"]
         amount = equalize.absorbable(mean, variance.sqrt(), sigmas)
+        for node in filter(is_clip, c.between):  # a channel that only ever clips keeps its bias
+            amount = torch.where(amount < _ceiling(gm, node, amount), amount, 0)
         bias = graph.bias_of(gm, first)
         for node in c.readers:
             weight, old = graph.weight_of(gm, node), graph.bias_of(gm, node)
@@ -282,4 +312,15 @@ def absorb_biases(gm: fx.GraphModule, *, sigmas: float = 3.0) -> fx.GraphModule:
             graph.set_bias(gm, node, moved[1])
         graph.set_bias(gm, first, (torch.zeros_like(amount) if bias is None else bias) - amount)
         first.meta["moments"] = mean - amount, variance
+        for node in c.between:
+            if is_clip(node):
+                _set_ceiling(gm, node, _ceiling(gm, node, amount) - amount)
     return graph.tidy(gm)
+
+
+def _pads(node: fx.Node) -> bool:
+    """Whether a layer reads zeros around its input."""
+    if graph.op(node) == "linear":
+        return False
+    padding = graph.argument(node, 4, "padding", 0)
+    return padding != "valid" and any(padding if isinstance(padding, (list, tuple)) else [padding])

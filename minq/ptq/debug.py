@@ -11,6 +11,7 @@ The paper's section 3.7 gives a flow chart; ``debug`` walks it on a network and 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,6 @@ from torch.utils._pytree import tree_leaves
 
 from minq import graph
 from minq.affine import sqnr
-from minq.quantizer import Quantizer
 from minq.simulate import activation_quantizers, quantizers, weight_quantizers
 
 GOOD, EXACT = 25.0, 60.0  # dB of the outputs: hardly a decision changes; nothing but float error
@@ -89,7 +89,9 @@ class Report:
         colours = ["#0072B2" if self.kinds[n] == "weight" else "#D55E00" for n in names]
         axes.barh(names, [self.alone[n] for n in names], color=colours)
         axes.axvline(GOOD, color="#8a8a8a", lw=1, ls=":")
-        axes.set_xlabel("output SQNR with only this quantizer on [dB]; blue: weights, red: activations")
+        axes.set_xlabel(
+            "output SQNR with only this quantizer on [dB]; blue: weights, red: activations"
+        )
         axes.spines[["top", "right"]].set_visible(False)
         return axes
 
@@ -111,16 +113,10 @@ def debug(
         raise ValueError(f"{', '.join(missing[:3])} has no range; calibrate before debugging")
     kinds = dict.fromkeys(every, "activation") | dict.fromkeys(weight_quantizers(q), "weight")
 
-    training = model.training
-    model.eval()
-    try:
-        args = [graph.as_arguments(b) for b in graph.as_batches(data)]
-        with torch.no_grad():
-            exact = [
-                _flat(model(*graph.without_labels(model, a), **k)) for a, k in args
-            ]
-    finally:
-        model.train(training)
+    twin = copy.deepcopy(model).eval()  # some parts may train, others not: leave all as it is
+    args = [graph.without_labels(model, *graph.as_arguments(b)) for b in graph.as_batches(data)]
+    with torch.no_grad():
+        exact = [_flat(twin(*a, **k)) for a, k in args]
 
     def measure(on: set[str]) -> float:
         with only(q, on), torch.no_grad():
@@ -134,7 +130,8 @@ def debug(
         kinds=kinds,
     )
     if each:
-        for name in list(every)[:most]:
+        first = every if most is None else sorted(every, key=_own_errors(q, batches[0]).get)[:most]
+        for name in first:
             report.alone[name] = measure({name})
             report.without[name] = measure(set(every) - {name})
     return report
@@ -149,20 +146,35 @@ def only(q: fx.GraphModule, names: set[str]) -> Iterator[None]:
     """
     every = quantizers(q)
     if unknown := set(names) - set(every):
-        raise ValueError(f"no quantizer is called {', '.join(sorted(unknown))}")
+        raise ValueError(
+            f"no quantizer is called {', '.join(sorted(unknown))}; there are "
+            f"{', '.join(list(every)[:5])}, ..."
+        )
     before: dict[str, str] = {name: x.stage for name, x in every.items()}
     try:
         for name, x in every.items():
-            _enter(x, "frozen" if name in names else "off")
+            x.freeze() if name in names else x.off()
         yield
     finally:
         for name, x in every.items():
-            _enter(x, before[name])
+            x._enter(before[name])
 
 
-def _enter(x: Quantizer, stage: str) -> None:
-    if x.stage != stage:
-        x._enter(stage)
+def _own_errors(q: fx.GraphModule, batch: list[Any]) -> dict[str, float]:
+    """What each quantizer does to its own tensor, in dB, with all of them on."""
+    every, errors = quantizers(q), {}
+
+    def hook(name: str) -> Any:
+        return lambda x, inputs, output: errors.__setitem__(name, sqnr(inputs[0], output))
+
+    handles = [x.register_forward_hook(hook(name)) for name, x in every.items()]
+    try:
+        with only(q, set(every)), torch.no_grad():
+            _call(q, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return errors
 
 
 def _call(q: fx.GraphModule, batch: list[Any]) -> Any:

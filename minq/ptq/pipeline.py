@@ -54,7 +54,7 @@ def ptq(
     equalize: bool = True,
     relu6: str = "per_channel",
     reach: float | None = 2.0,
-    absorb: bool = True,
+    absorb: bool = False,
     rounding: str = "adaround",
     correct_bias: bool | None = None,
     weight_range: str | Estimator = "mse",
@@ -76,7 +76,8 @@ def ptq(
         its inputs, by default the example's.
     weights, activations, per_channel, symmetric, skip, layers: see ``insert_quantizers``.
     equalize, relu6, reach, absorb: see ``equalize_graph`` and ``absorb_biases``.
-    rounding: "adaround" with ``sweeps`` over each layer's weights, on ``rows`` rows of data, or "nearest".
+    rounding: "adaround" with ``sweeps`` over each layer's weights, on ``rows`` rows of data, or
+        "nearest".
     correct_bias: take the mean error of each layer off its bias; by default with "nearest".
     weight_range, activation_range: "min_max", "mse", "percentile", or a function.
     checkpoint: a file that keeps the rounded layers, so that a stopped run goes on from there.
@@ -253,7 +254,7 @@ def _activation(gm: fx.GraphModule, node: fx.Node, groups: int) -> Callable | No
 
 
 def _correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
-    """b - (E[y_hat] - E[y]), eq. (31), from this layer's outputs in both networks."""
+    """b - (E[y_hat] - E[y]), eq. (30), from this layer's outputs in both networks."""
     axis = -1 if graph.op(node) == "linear" else 1
     pairs = zip(walk.exact[node], walk.advance(node), strict=True)
     shifts = [bias_math.empirical_shift(y, y_hat, axis) for y, y_hat in pairs]

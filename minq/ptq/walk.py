@@ -184,8 +184,11 @@ def _patches(node, x, y, most, generator, shape) -> tuple[Tensor, Tensor]:
         x = x.unfold(2 + k, span, stride[k])[..., :: dilation[k]]
     places = (y.shape[0], *y.shape[2:])
     total = torch.Size(places).numel()
-    pick = torch.randint(total, (min(most, total),), generator=generator).to(x.device)
-    where = torch.unravel_index(pick, places)
+    if total <= most:
+        pick = torch.arange(total)
+    else:  # some places twice, rather than a permutation of very many
+        pick = torch.randint(total, (most,), generator=generator)
+    where = torch.unravel_index(pick.to(x.device), places)
     b, *rest = where
     x, y = x[(b, slice(None), *rest)], y[(b, slice(None), *rest)]  # (rows, channels, ...)
     x, y = x.reshape(len(pick), groups, -1), y.reshape(len(pick), groups, -1)

@@ -1,0 +1,344 @@
+"""The whole pipeline: all ranges set, errors small, resumable, repeatable; foreign networks too."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from networks import Attention, Keywords, Lambda, captured, mobile, noise, settle
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import minq
+from minq import graph
+from minq.ptq import adaround as adaround_module
+from minq.ptq import pipeline
+from minq.ptq.pipeline import ptq
+from minq.ptq.walk import Walk
+from minq.simulate import activation_quantizers, quantizers, weight_quantizers
+
+
+def toy(activation=nn.ReLU6, width=12):
+    """A small network that behaves like a trained one: its batch norms know their inputs."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = settle(mobile(activation, width)).train()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+        with torch.no_grad():
+            for seed in range(3):
+                model(noise(64, 3, 16, 16, seed=seed))
+    return model.eval()
+
+
+def data(count=32, seed=7):
+    return noise(count, 3, 16, 16, seed=seed)
+
+
+@torch.no_grad()
+def quality(model, gm, x):
+    return minq.sqnr(model(x), gm(x))
+
+
+def same(a, b):
+    """Equal networks, bit for bit."""
+    a, b = a.state_dict(), b.state_dict()
+    assert a.keys() == b.keys()
+    return all(torch.equal(v, b[k]) for k, v in a.items() if isinstance(v, torch.Tensor))
+
+
+@pytest.mark.parametrize("rounding", ["adaround", "nearest"])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_eight_bits_are_close_and_the_model_is_left_alone(rounding, per_channel):
+    model, x = toy(), data()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    model[0].train()
+    random = torch.get_rng_state()
+    gm = ptq(model, x, per_channel=per_channel, rounding=rounding, sweeps=3, rows=256)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model[0].training and not model[3].training
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert {q.stage for q in quantizers(gm).values()} == {"frozen"}
+    assert quality(model.eval(), gm, data(64, 8)) > 30
+
+
+def test_every_quantizer_has_a_range_of_its_own():
+    model = Attention().eval()
+    tokens = torch.randint(1, 11, (40, 6), generator=torch.Generator().manual_seed(0))
+    gm = ptq(model, tokens, sweeps=2, rows=128)
+    names = quantizers(gm)
+    assert {q.stage for q in names.values()} == {"frozen"} and all(
+        int(q.batches) == 1 and (q.high > q.low).all() for q in names.values()
+    )
+    assert "positions_quantizer" in names
+    assert quality(model, gm, tokens) > 20
+    for name, (_, captured_gm, shape) in {
+        k: captured(k) for k in ("matmul", "split", "buffer")
+    }.items():
+        gm = ptq(captured_gm, noise(64, *shape), sweeps=2, rows=64)
+        assert {q.stage for q in quantizers(gm).values()} == {"frozen"}, name
+        assert quality(captured(name)[0], gm, noise(64, *shape)) > 20, name
+
+
+def test_ranges_cover_what_the_quantized_network_computes():
+    """With min-max, each activation range is that of the values the quantizer really meets."""
+    model, x = toy(), data()
+    gm = ptq(model, [x[:20], x[20:]], weights=4, activation_range="min_max", rounding="nearest")
+    seen = {}
+    hooks = [
+        q.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+        for name, q in activation_quantizers(gm).items()
+    ]
+    with torch.no_grad():
+        gm(x)
+    for hook in hooks:
+        hook.remove()
+    for name, q in activation_quantizers(gm).items():
+        torch.testing.assert_close(q.low, seen[name].min(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(q.high, seen[name].max(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_adaround_is_never_worse_than_nearest_in_any_layer(per_channel):
+    model, x = toy(nn.ReLU), data(16)
+    gm = minq.fold_batch_norms(minq.capture(model, x))
+    minq.insert_quantizers(gm, weights=3, activations=None, per_channel=per_channel)
+    pipeline.set_weight_ranges(gm)
+    exact = {k: p.detach().clone() for k, p in gm.named_parameters()}
+    batches = graph.batches_of(gm, x)
+    rounded = pipeline.calibrate(copy.deepcopy(gm), batches, exact, sweeps=5, rows=10**6)
+    better = 0
+    # Both roundings, on the inputs that the layer has in the network that AdaRound has made.
+    walk = Walk(rounded, batches, exact)
+    for node in walk:
+        if not graph.is_layer(node):
+            continue
+        (reader,) = [*node.users] or [None]
+        f = reader.target if graph.op(reader) == "relu" else lambda y: y
+        name = graph.parameter_of(graph.weight_node(node)).target
+        quantizer = rounded.get_submodule(graph.weight_node(node).target)
+        args = list(node.args)
+        values = {
+            "ours": quantizer(graph.get(rounded, name).detach()), "nearest": quantizer(exact[name])
+        }  # fmt: skip
+        errors = {}
+        for kind, w in values.items():
+            bias = graph.bias_of(rounded, node)
+            y = node.target(walk.quantized[args[0]][0], w, bias, *args[3:])
+            errors[kind] = float((f(y) - f(walk.exact[node][0])).double().square().sum())
+        assert errors["ours"] <= errors["nearest"] * (1 + 1e-5), name
+        better += errors["ours"] < 0.95 * errors["nearest"]
+        step = quantizer.scale.reshape(-1, *[1] * (w.ndim - 1))
+        inside = (exact[name] / step).clamp(quantizer.n, quantizer.p) * step
+        assert ((values["ours"] - inside).abs() <= 1.001 * step).all()
+    assert better >= 2
+    nearest = pipeline.calibrate(copy.deepcopy(gm), batches, exact, rounding="nearest")
+    assert quality(model, rounded, x) > quality(model, nearest, x) + 1
+
+
+@pytest.mark.parametrize("batches", [[32], [20, 12], [1, 30, 1]])
+def test_bias_correction_removes_the_mean_error(batches):
+    """Exactly, on the calibration set, for every layer; whatever the batches are."""
+    model, x = toy(nn.ReLU), data(sum(batches))
+    gm = minq.fold_batch_norms(minq.capture(model, x))
+    minq.insert_quantizers(gm, weights=3, activations=8)
+    pipeline.set_weight_ranges(gm)
+    exact = {k: p.detach().clone() for k, p in gm.named_parameters()}
+    split = graph.batches_of(gm, list(x.split(batches)))
+    pipeline.calibrate(gm, split, exact, rounding="nearest", correct_bias=True)
+    walk, layers = Walk(gm, graph.batches_of(gm, x), exact), 0
+    for node in walk:
+        if graph.is_layer(node):
+            layers += 1
+            dims = [0, *range(2, walk.exact[node][0].ndim)]
+            error = walk.advance(node)[0].double() - walk.exact[node][0].double()
+            mean, spread = error.mean(dims), error.square().mean(dims).sqrt()
+            assert (mean.abs() < 1e-4 * spread + 1e-6).all(), node
+    assert layers == 4
+    with torch.no_grad():  # the compiled module has the new biases too
+        torch.testing.assert_close(walk.outputs[1][0][0], gm(x))
+
+
+def test_a_layer_without_bias_gets_one():
+    """Also one that is the whole model, and that no batch norm follows."""
+    x = noise(64, 3, 8, 8) + 1
+    for model in (nn.Conv2d(3, 4, 3, bias=False), nn.Sequential(nn.Conv2d(3, 4, 3, bias=False))):
+        gm = ptq(model, x, weights=2, rounding="nearest")
+        with torch.no_grad():
+            error = (gm(x) - model(x)).mean((0, 2, 3))
+            off = ptq(model, x, weights=2, rounding="nearest", correct_bias=False)
+            before = (off(x) - model(x)).mean((0, 2, 3))
+        assert error.abs().max() < 0.05 * before.abs().max()
+
+
+def test_two_weights_of_one_module_and_shared_layers():
+    model = Lambda(
+        lambda m, x: nn.functional.linear(nn.functional.linear(x, m.w1).relu(), m.w2),
+        w1=nn.Parameter(noise(8, 6)), w2=nn.Parameter(noise(8, 8, seed=2)),
+    )  # fmt: skip
+    x = noise(128, 6)
+    assert quality(model, ptq(model, x, sweeps=3), x) > 30
+    model = Lambda(lambda m, x: m.a(m.a(x).relu()), a=nn.Linear(6, 6))
+    gm = ptq(model, x, sweeps=3)
+    assert quality(model, gm, x) > 30 and len(weight_quantizers(gm)) == 1
+    model, gm, shape = captured("shared convolution")
+    assert quality(model, ptq(model, noise(8, *shape), sweeps=2), noise(8, *shape)) > 30
+
+
+def test_the_same_twice_and_another_seed():
+    model, x = toy(), data()
+    settings = dict(weights=4, sweeps=3, rows=64)
+    first, second, other = (ptq(model, x, seed=seed, **settings) for seed in (0, 0, 1))
+    assert same(first, second)
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, monkeypatch, stop):
+    model, x, file = toy(), data(), tmp_path / "rounding.pt"
+    settings = dict(weights=4, sweeps=3, rows=64, correct_bias=True)
+    whole = ptq(model, x, **settings)
+    calls = []
+
+    def until(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > stop:
+            raise KeyboardInterrupt
+        return adaround_module.adaround(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "adaround", until)
+    with pytest.raises(KeyboardInterrupt):
+        ptq(model, x, checkpoint=file, **settings)
+    assert file.exists() and [p.name for p in tmp_path.iterdir()] == ["rounding.pt"]
+    count = len(calls)
+    monkeypatch.setattr(
+        pipeline, "adaround", lambda *a, **k: calls.append(1) or adaround_module.adaround(*a, **k)
+    )
+    resumed = ptq(model, x, checkpoint=file, **settings)
+    assert same(whole, resumed) and torch.equal(whole(x), resumed(x))
+    assert len(calls) - count == 4 - stop  # the layers that were done are not done again
+    assert (
+        same(ptq(model, x, checkpoint=file, **settings), whole) and len(calls) - count == 4 - stop
+    )
+
+
+@pytest.mark.parametrize("change", [
+    dict(seed=1), dict(rows=65), dict(sweeps=4), dict(weights=3), dict(activations=4),
+    dict(per_channel=True), dict(correct_bias=True), dict(activation_range="min_max"), "data",
+    "model",
+], ids=str)  # fmt: skip
+def test_a_file_of_other_settings_is_refused(tmp_path, change):
+    model, x, file = toy(), data(), tmp_path / "rounding.pt"
+    settings = dict(weights=4, sweeps=3, rows=64, checkpoint=file)
+    ptq(model, x, **settings)
+    if change == "data":
+        x, change = x * 1.5, {}
+    elif change == "model":
+        model, change = toy(nn.ReLU), {}
+        model[0].weight.data.mul_(1.1)
+    with pytest.raises(ValueError, match="was made with .* give another file"):
+        ptq(model, x, **settings | change)
+
+
+def test_all_forms_of_data_give_the_same():
+    model, x = toy(), data(24)
+    labels = torch.arange(24)
+    settings = dict(weights=4, sweeps=2, rows=64)
+    expected = ptq(model, [x[:8], x[8:16], x[16:]], **settings)
+    loader = DataLoader(TensorDataset(x, labels), batch_size=8)
+    forms = {
+        "loader": loader, "generator": (b for b in x.split(8)), "tuple": x.split(8),
+        "with labels": [[b, labels] for b in x.split(8)],
+        "by name": [{"input": b, "label": labels} for b in x.split(8)],
+    }  # fmt: skip
+    for name, form in forms.items():
+        gm = ptq(model, form, **settings)
+        call = dict(input=x) if name == "by name" else None
+        with torch.no_grad():
+            assert torch.equal(gm(**call) if call else gm(x), expected(x)), name
+    whole = ptq(model, x, **settings)
+    assert quality(model, whole, x) > 10
+
+
+def test_several_inputs_by_name():
+    model, u, v = Keywords().eval(), noise(64, 4), noise(64, 3)
+    gm = ptq(model, {"v": v, "u": u, "label": torch.zeros(64)}, sweeps=2)
+    with torch.no_grad():
+        exact, rounded = model(u, v), gm(u=u, v=v)
+    assert all(minq.sqnr(exact[k], rounded[k]) > 30 for k in exact)
+
+
+def test_options_that_switch_steps_off():
+    model, x = toy(nn.ReLU), data()
+    float_weights = ptq(model, x, weights=None, equalize=False)
+    assert not weight_quantizers(float_weights)
+    nothing = ptq(model, x, weights=None, activations=None)
+    assert not quantizers(nothing) and quality(model, nothing, x) > 90
+    skipped = ptq(model, x, weights=2, skip=["0", "3", "6", "11"], activations=None)
+    assert not quantizers(skipped)
+    few = ptq(model, x, layers={"0": {"weights": 8}, "*": {"weights": 2}}, sweeps=2)
+    assert {k: q.bits for k, q in weight_quantizers(few).items()}.pop("0.weight_quantizer") == 8
+    for relu6 in ("replace", "keep", "per_channel"):
+        assert ptq(toy(), x, relu6=relu6, sweeps=1)(x).isfinite().all()
+
+
+def test_a_long_run_shows_where_it_is(capsys):
+    ptq(toy(), data(4), sweeps=1, rows=16, progress=True)
+    assert "4/4" in capsys.readouterr().err
+    ptq(toy(), data(4), sweeps=1, rows=16)  # no terminal: quiet
+    assert capsys.readouterr() == ("", "")
+
+
+def test_large_activations_are_sampled_from_all_channels():
+    """An even selection that keeps step with the channels would see only one of them."""
+    values = torch.arange(256.0).repeat(4096, 1)  # (rows, channels), each channel its own value
+    sample = pipeline._sample([values, values], most=2**13)
+    assert len(sample) < 2**14 and len(sample.unique()) == 256
+    counts = torch.bincount(sample.long(), minlength=256)
+    assert counts.max() < 2 * counts.min()
+
+
+@pytest.mark.parametrize("arguments, error, words", [
+    (dict(calibration=None), ValueError, "give calibration data, or an example"),
+    (dict(rounding="best"), ValueError, "rounding must be one of adaround, nearest"),
+    (dict(relu6="no"), ValueError, "relu6"),
+    (dict(calibration=[]), ValueError, "at least one batch"),
+    (dict(calibration=data(2) * float("nan")), ValueError, "NaN"),
+    (dict(calibration=[data(2), noise(2, 3, 8, 8)]), ValueError, "captured with"),
+    (dict(weights=1), ValueError, "bits"),
+    (dict(activations=3.5), TypeError, "whole number"),
+    (dict(skip=["missing"]), ValueError, "no layer is called missing"),
+    (dict(weight_range="best"), ValueError, "estimator"),
+    (dict(sweeps=0), ValueError, "sweeps"),
+    (dict(rows=0), ValueError, "rows"),
+    (dict(model="net"), TypeError, "torch.nn.Module"),
+])  # fmt: skip
+def test_wrong_arguments_are_refused(arguments, error, words):
+    model = arguments.pop("model", None) or toy()
+    with pytest.raises(error, match=words):
+        ptq(model, **{"calibration": data(2)} | arguments)
+
+
+# --- Networks that others wrote -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, size, count", [
+    ("resnet18", 64, 4), ("mobilenet_v2", 64, 4), ("inception_v3", 80, 2),
+])  # fmt: skip
+def test_networks_of_torchvision(name, size, count):
+    models = pytest.importorskip("torchvision").models
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.manual_seed(0)
+        warnings.simplefilter("ignore")
+        options = {"init_weights": True} if name == "inception_v3" else {}
+        model = settle(getattr(models, name)(num_classes=10, **options))
+    x = noise(count, 3, size, size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gm = ptq(model, x, per_channel=True, sweeps=2, rows=64)
+    assert {q.stage for q in quantizers(gm).values()} == {"frozen"}
+    convolutions = sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules())
+    convolutions -= 2 + 1 if name == "inception_v3" else 0  # its auxiliary head is for training
+    assert len(weight_quantizers(gm)) == convolutions
+    assert quality(model, gm, x) > 10
