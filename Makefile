@@ -1,6 +1,7 @@
 # make book    the book, in _build/html            make test    everything that must hold
 # make serve   the book at http://127.0.0.1:8000   make live    the chapters in JupyterLab
 # make outputs every notebook run, its text outputs stored in it
+# make tables  the results that the book reads, measured again (hours; goes on where it was stopped)
 #
 # Only Python 3.10 or newer is needed; the environment is made in .venv and kept until requirements change.
 # PYTHON=python3.12 picks another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch
@@ -18,7 +19,7 @@ CHROME  = $(PY) tests/browser/chrome.py
 export OMP_NUM_THREADS = 1
 
 .NOTPARALLEL:
-.PHONY: book serve live outputs test lint unit bench notebooks browser chromium clean
+.PHONY: book serve live outputs tables test lint unit bench notebooks browser chromium clean
 
 book: $(READY)
 	$(PY) book/_tools/build.py
@@ -31,6 +32,9 @@ live: $(READY)
 
 outputs: $(READY)
 	$(PY) book/_tools/store_outputs.py $(NOTEBOOKS)
+
+tables: $(READY)
+	$(PY) -m minq.tables
 
 # The quick ones first; the browser last, on the book just built. One that fails does not hide the next.
 test:
@@ -64,7 +68,7 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
 		"Python 3.10 or newer is needed, this is " + sys.version + "; try: make PYTHON=python3.12")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(if $(TORCH_INDEX),$(PY) -m pip install --index-url $(TORCH_INDEX) torch)
+	@$(if $(TORCH_INDEX),$(PY) -m pip install --index-url $(TORCH_INDEX) torch torchvision)
 	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 

@@ -137,6 +137,37 @@ def test_adaround_is_never_worse_than_nearest_in_any_layer(per_channel):
     assert quality(model, rounded, x) > quality(model, nearest, x) + 1
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kind", ["relu", "clip per channel", "none", "two readers", "computed"])
+def test_adaround_sees_the_activation_that_follows(monkeypatch, kind, groups):
+    """Rows are (groups, rows, outputs / groups); a clip may differ from channel to channel."""
+    top = torch.linspace(0.1, 1, 6).reshape(6, 1, 1)
+    functions = {
+        "relu": lambda m, x: m.a(x).relu(),
+        "clip per channel": lambda m, x: m.a(x).clamp(m.low, m.top),
+        "none": lambda m, x: m.a(x).sigmoid(),
+        "two readers": lambda m, x: (lambda y: y.relu() + y)(m.a(x)),
+        "computed": lambda m, x: torch.clamp(m.a(x), max=x.mean((2, 3), keepdim=True)[:, :1]),
+    }
+    layer = nn.Conv2d(4, 6, 1, groups=groups)
+    model = Lambda(functions[kind], a=layer, low=torch.zeros(6, 1, 1), top=top)
+    given = {}
+
+    def spy(*args, **kwargs):
+        given.update(kwargs, y=args[2])
+        return adaround_module.adaround(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "adaround", spy)
+    ptq(model, noise(4, 4, 3, 3), weights=3, sweeps=1)
+    y, f = given["y"], given["activation"]
+    assert y.shape == (groups, 36, 6 // groups)
+    if kind in ("relu", "clip per channel"):
+        ceiling = top.reshape(groups, 1, -1) if kind == "clip per channel" else torch.inf
+        torch.testing.assert_close(f(y), torch.clamp(y, min=0).minimum(torch.as_tensor(ceiling)))
+    else:
+        assert f is None
+
+
 @pytest.mark.parametrize("batches", [[32], [20, 12], [1, 30, 1]])
 def test_bias_correction_removes_the_mean_error(batches):
     """Exactly, on the calibration set, for every layer; whatever the batches are."""

@@ -25,8 +25,6 @@ _HOMOGENEOUS = frozenset(
     rescale mean view flatten reshape _unsafe_view""".split()
 )
 
-_DEAD = 1e-5  # of the largest range
-
 _KEEPS_DIFFERENCES = frozenset(
     "relu max_pool2d mean adaptive_avg_pool2d view flatten reshape _unsafe_view".split()
 )
@@ -193,6 +191,8 @@ def equalize_graph(
     relu6: "replace" it with ReLU first, as the paper does, which changes the network's function
         slightly; clip "per_channel" at 6 / s_i, which does not; or "keep" it, and leave the layers
         around it alone.
+    reach: the largest s_i, and 1 / reach the smallest. What equalization gives the weights it may
+        take from the activations, whose channels get uneven; a reach of 2 keeps most of both.
     """
     if relu6 not in RELU6:
         raise ValueError(f"relu6 must be one of {', '.join(RELU6)}, not {relu6!r}")
@@ -207,8 +207,8 @@ def equalize_graph(
     for _ in range(sweeps):
         change = 0.0
         for k, c in enumerate(sets):
-            written = _alive(torch.stack([ranges[n].written() for n in c.writers]).amax(0))
-            read = _alive(torch.stack([ranges[n].read() for n in c.readers]).amax(0))
+            written = torch.stack([ranges[n].written() for n in c.writers]).amax(0)
+            read = torch.stack([ranges[n].read() for n in c.readers]).amax(0)
             s = _within_reach(equalize.equalization_scales(written, read), total[k], reach)
             for node in c.writers:
                 ranges[node].outputs /= s
@@ -232,11 +232,6 @@ def equalize_graph(
             if is_clip(node):
                 _set_ceiling(gm, node, _ceiling(gm, node, s) / s)
     return graph.tidy(gm)
-
-
-def _alive(ranges: Tensor) -> Tensor:
-    """0 for channels that training left with next to nothing: they are not worth a scale."""
-    return torch.where(ranges > _DEAD * ranges.max(), ranges, 0)
 
 
 def _within_reach(s: Tensor, total: Tensor, reach: float | None) -> Tensor:
