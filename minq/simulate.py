@@ -161,8 +161,11 @@ class _Plan:
         return bool(hits)
 
     def setting(self, node: fx.Node) -> dict[str, Any]:
+        names = [place(node)]
+        if graph.op(node) in graph.FUSED and graph.is_layer(node.args[0]):
+            names.append(place(node.args[0]))  # what a layer and its ReLU give is one tensor
         for pattern, setting in self.layers.items():
-            if fnmatch(place(node), pattern):
+            if any(fnmatch(name, pattern) for name in names):
                 self.used.add(pattern)
                 return self.default | dict(setting)
         return self.default

@@ -171,7 +171,9 @@ def test_bits_for_each_layer():
         },
     )  # fmt: skip
     assert {k: (q.bits, q.axis, q.signed) for k, q in quantizers(gm).items()} == {
-        "0.weight_quantizer": (8, 0, True), "0.input.quantizer": (6, None, True)
+        "0.weight_quantizer": (8, 0, True),
+        "0.input.quantizer": (6, None, True),
+        "2.quantizer": (6, None, True),  # the layer's own ReLU6
     }  # fmt: skip
     gm = quantized(
         mobile(), noise(2, 3, 8, 8), layers={"11": {"activations": 16, "symmetric": True}}

@@ -167,7 +167,7 @@ def is_clip(node: fx.Node) -> bool:
 def replace_relu6(gm: fx.GraphModule) -> fx.GraphModule:
     """ReLU in place of every ReLU6, as the paper does before it equalizes; ``gm`` is changed."""
     for node in list(gm.graph.nodes):
-        if clips_at(node) is not None:
+        if clips_at(node) == 6:
             node.target, node.args, node.kwargs = torch.ops.aten.relu.default, node.args[:1], {}
     return graph.tidy(gm)
 
