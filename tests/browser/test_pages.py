@@ -89,6 +89,8 @@ def test_sliders_by_pointer(open_page, toc_page, touch):
     page = open_page(toc_page, touch=touch, width=800)
     for number, widget in enumerate(page.widgets()):
         for slider in widget.sliders():
+            if slider.locator.is_disabled():  # by where another slider now stands: a dead channel
+                continue
             slider.tap(0.02) if touch else slider.drag(0.5, 0.02)
             value, drawn = slider.value, widget.snapshot()
             slider.tap(0.98) if touch else slider.drag(0.02, 0.98)
