@@ -11,6 +11,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -110,9 +111,7 @@ def parameter_of(node: fx.Node | None) -> fx.Node | None:
 
 def groups_of(node: fx.Node) -> int:
     """How many groups a convolution has; 1 for other layers."""
-    if op(node) in CONVOLUTIONS:
-        return argument(node, 6, "groups", 1)
-    return argument(node, 6, "groups", 1) if op(node) in TRANSPOSED else 1
+    return argument(node, 6, "groups", 1) if op(node) in CONVOLUTIONS | TRANSPOSED else 1
 
 
 def is_layer(node: fx.Node) -> bool:
@@ -226,8 +225,8 @@ def unused(gm: nn.Module, name: str) -> str:
     """The name itself, or with a number behind it where it is taken."""
     taken = {k for k, _ in gm.named_modules()} | {k for k, _ in gm.named_parameters()}
     path, _, leaf = name.rpartition(".")
-    names = [name] + [f"{path}_{k}.{leaf}" if path else f"{leaf}_{k}" for k in range(1, 10_000)]
-    return next(n for n in names if n not in taken)
+    numbered = (f"{path}_{k}.{leaf}" if path else f"{leaf}_{k}" for k in count(1))
+    return next(n for n in chain([name], numbered) if n not in taken)
 
 
 def tidy(gm: fx.GraphModule) -> fx.GraphModule:
@@ -395,7 +394,6 @@ def _spell_out_attention(gm: fx.GraphModule, node: fx.Node) -> None:
         return  # stays one operator, and is named as unsupported
     scale = shape_of(q)[-1] ** -0.5 if scale is None else scale
     aten, value = torch.ops.aten, node.meta["val"]
-    steps = []
 
     def call(target, *args):
         new = gm.graph.call_function(target, args)
@@ -404,7 +402,6 @@ def _spell_out_attention(gm: fx.GraphModule, node: fx.Node) -> None:
             new.meta["val"] = target(
                 *(a.meta["val"] if isinstance(a, fx.Node) else a for a in args)
             )
-        steps.append(new)
         return new
 
     with gm.graph.inserting_before(node):
@@ -459,6 +456,12 @@ def batches_of(gm: fx.GraphModule, data: Any) -> list[list[Any]]:
         for node, value in zip(inputs, batches[-1], strict=True):
             _check_input(node, value)
     return batches
+
+
+def flat(outputs: Any) -> Tensor:
+    """All real numbers that a network answers, in one vector."""
+    tensors = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
+    return torch.cat([t.detach().flatten() for t in tensors])
 
 
 def _fixed(size: Any) -> bool:

@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 import minq
 from minq import zoo
+from minq._files import write_whole
 from minq.affine import sqnr
-from minq.graph import capture
+from minq.graph import capture, flat
 from minq.ptq.pipeline import ptq
 
 RESULTS = Path(__file__).parents[1] / "book" / "results"
@@ -42,11 +42,6 @@ NAIVE = {
     "activation_range": "min_max",
 }
 METHODS: dict[str, dict[str, Any]] = {"naive": NAIVE, "pipeline": {}}
-
-
-def flat(outputs: Any) -> Tensor:
-    """All numbers that a network answers, in one vector."""
-    return torch.cat([t.flatten() for t in tree_leaves(outputs) if t.is_floating_point()])
 
 
 def run(model: nn.Module, x: Tensor, batch: int = 125) -> Any:
@@ -211,7 +206,7 @@ def measure(table: str, *, limit: int | None = None, path: Path | None = None) -
     cells, measure_cell = TABLES[table]
     path = path or RESULTS / f"{table}.json"
     result = json.loads(path.read_text()) if path.exists() else {"records": []}
-    keys = [key for key in (next(iter(cells())))]
+    keys = list(next(iter(cells())))
     done = {tuple(r[k] for k in keys) for r in result["records"]}
     todo = [c for c in cells() if tuple(c[k] for k in keys) not in done][:limit]
     for number, cell in enumerate(todo, 1):
@@ -234,9 +229,7 @@ def write(path: Path, result: dict[str, Any]) -> None:
     head = {k: v for k, v in result.items() if k != "records"}
     lines = ",\n  ".join(json.dumps(r) for r in result["records"])
     text = json.dumps(head, indent=1)[:-2] + f',\n "records": [\n  {lines}\n ]\n}}\n'
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
+    write_whole(path, lambda part: part.write_text(text))
 
 
 def main() -> None:

@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch import fx, nn
 
 from minq import graph
 from minq.affine import sqnr
@@ -116,11 +115,11 @@ def debug(
     twin = copy.deepcopy(model).eval()  # some parts may train, others not: leave all as it is
     args = [graph.without_labels(model, *graph.as_arguments(b)) for b in graph.as_batches(data)]
     with torch.no_grad():
-        exact = [_flat(twin(*a, **k)) for a, k in args]
+        exact = torch.cat([graph.flat(twin(*a, **k)) for a, k in args])
 
     def measure(on: set[str]) -> float:
         with only(q, on), torch.no_grad():
-            return sqnr(torch.cat(exact), torch.cat([_flat(_call(q, b)) for b in batches]))
+            return sqnr(exact, torch.cat([graph.flat(_call(q, b)) for b in batches]))
 
     report = Report(
         exact=measure(set()),
@@ -181,8 +180,3 @@ def _call(q: fx.GraphModule, batch: list[Any]) -> Any:
     keywords = q.meta.get("keywords") or []
     count = len(batch) - len(keywords)
     return q(*batch[:count], **dict(zip(keywords, batch[count:], strict=True)))
-
-
-def _flat(outputs: Any) -> Tensor:
-    tensors = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
-    return torch.cat([t.detach().flatten() for t in tensors])

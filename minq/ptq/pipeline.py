@@ -1,11 +1,13 @@
 """The standard pipeline of post-training quantization, figure 3 of the paper.
 
-capture, fold batch norms                              any nn.Module becomes a graph
-equalize layers, absorb high biases                    chapter 7
-insert quantizers, set the ranges of the weights       chapters 5 and 6
-with data:    AdaRound, or bias correction             chapters 9 and 8
-              set the ranges of the activations        chapter 6
-without data: analytic bias correction and ranges, from batch norm's statistics
+    capture, fold batch norms                              any nn.Module becomes a graph
+    equalize layers, absorb high biases                    chapter 7
+    insert quantizers, set the ranges of the weights       chapters 5 and 6
+    with data:    AdaRound, or bias correction             chapters 9 and 8
+                  set the ranges of the activations        chapter 6
+    without data: analytic bias correction and ranges, from batch norm's statistics
+
+``ptq`` is these steps in this order.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import Tensor, fx, nn
 
 from minq import graph
 from minq._checks import check_count
+from minq._files import write_whole
 from minq.fold import fold_batch_norms
 from minq.ptq import bias as bias_math
 from minq.ptq import channels
@@ -183,8 +186,7 @@ def calibrate(
             elif graph.is_layer(node) and is_weight(graph.weight_node(node)):
                 name = graph.parameter_of(graph.weight_node(node)).target
                 if rounding == "adaround" and _has_rows(node):
-                    rounded = store.get(name) if store.has(name) else None
-                    if rounded is None:
+                    if (rounded := store.get(name)) is None:
                         rounded = _adaround(gm, node, walk, sweeps, rows, seed)
                         store.put(name, rounded)
                     graph.set_weight(gm, node, rounded)
@@ -321,15 +323,10 @@ class _Store:
                 )
             self.state = state
 
-    def has(self, name: str) -> bool:
-        return name in self.state["layers"]
-
-    def get(self, name: str) -> Tensor:
-        return self.state["layers"][name]
+    def get(self, name: str) -> Tensor | None:
+        return self.state["layers"].get(name)
 
     def put(self, name: str, value: Tensor) -> None:
         self.state["layers"][name] = value
         if self.path is not None:
-            part = self.path.with_name(self.path.name + ".part")
-            torch.save(self.state, part)
-            part.replace(self.path)
+            write_whole(self.path, lambda part: torch.save(self.state, part))

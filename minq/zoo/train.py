@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 import minq
 from minq._checks import check_count
+from minq._files import write_whole
 from minq.zoo import metrics, models, small
 
 EPOCH = 160  # batches; each of them is new, so the name only says how often progress is kept
@@ -158,7 +158,7 @@ def train(
                 raise RuntimeError(f"the loss of {name} is {loss.item()}; train with another seed")
             kept = {"settings": settings, "step": step, "seconds": time.monotonic() - start}
             kept |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            _write(checkpoint, lambda path, kept=kept: torch.save(kept, path))
+            write_whole(checkpoint, lambda path, kept=kept: torch.save(kept, path))
     if bar:
         bar.close()
 
@@ -179,17 +179,9 @@ def train(
     from safetensors.torch import save
 
     tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
-    _write(out, lambda path: path.write_bytes(save(tensors, facts)))
+    write_whole(out, lambda path: path.write_bytes(save(tensors, facts)))
     checkpoint.unlink(missing_ok=True)
     return model
-
-
-def _write(path: Path, save: Callable[[Path], None]) -> None:
-    """Let ``save`` write a file that is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save(part)
-    os.replace(part, path)
 
 
 def main() -> None:
