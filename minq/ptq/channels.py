@@ -130,12 +130,9 @@ def _passes(node: fx.Node) -> bool:
 
 def _fits(c: Channels) -> bool:
     """Whether the channels lie where the layers expect them: second, or last for linear layers."""
-    for node in (*c.writers, *(graph.input_of(r) for r in c.readers)):
-        layer_kind = graph.op(node) if node in c.writers else ""
-        if layer_kind == "linear" and len(graph.shape_of(node)) > 2:
-            return False
     return all(
-        graph.op(r) != "linear" or len(graph.shape_of(graph.input_of(r))) == 2 for r in c.readers
+        graph.op(node) != "linear" or len(graph.shape_of(node)) == 2
+        for node in (*c.writers, *c.readers)
     )
 
 
@@ -303,9 +300,9 @@ def absorb_biases(gm: fx.GraphModule, *, sigmas: float = 3.0) -> fx.GraphModule:
         bias = graph.bias_of(gm, first)
         for node in c.readers:
             weight, old = graph.weight_of(gm, node), graph.bias_of(gm, node)
-            moved = equalize.absorb_bias(bias, weight, old, amount, graph.groups_of(node))
-            graph.set_bias(gm, node, moved[1])
-        graph.set_bias(gm, first, (torch.zeros_like(amount) if bias is None else bias) - amount)
+            lower, absorbed = equalize.absorb_bias(bias, weight, old, amount, graph.groups_of(node))
+            graph.set_bias(gm, node, absorbed)
+        graph.set_bias(gm, first, lower)  # the same for all readers
         first.meta["moments"] = mean - amount, variance
         for node in c.between:
             if is_clip(node):

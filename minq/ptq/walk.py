@@ -150,14 +150,13 @@ def sample_rows(
     x (groups, rows, K) and y (groups, rows, outputs / groups), so that y = x W^T + b with the
     weight seen as (groups, outputs / groups, K); at most ``most`` rows, evenly from all batches.
     """
-    per_batch = max(1, most // len(inputs))
-    xs, ys = [], []
-    for x, y in zip(inputs, outputs, strict=True):
-        sampler = _linear_rows if graph.op(node) == "linear" else _patches
-        xb, yb = sampler(node, x, y, per_batch, generator, graph.weight_of(gm, node).shape)
-        xs.append(xb)
-        ys.append(yb)
-    return torch.cat(xs, 1), torch.cat(ys, 1)
+    per_batch, shape = max(1, most // len(inputs)), graph.weight_of(gm, node).shape
+    sampler = _linear_rows if graph.op(node) == "linear" else _patches
+    rows = [
+        sampler(node, x, y, per_batch, generator, shape)
+        for x, y in zip(inputs, outputs, strict=True)
+    ]
+    return tuple(torch.cat(part, 1) for part in zip(*rows, strict=True))
 
 
 def _linear_rows(node, x, y, most, generator, shape) -> tuple[Tensor, Tensor]:
