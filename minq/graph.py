@@ -234,8 +234,9 @@ def tidy(gm: fx.GraphModule) -> fx.GraphModule:
     gm.graph.eliminate_dead_code()
     gm.delete_all_unused_submodules()
     used = {n.target for n in gm.graph.nodes if n.op == "get_attr"}
+    called = tuple(f"{n.target}." for n in gm.graph.nodes if n.op == "call_module")
     for path, module in gm.named_modules():
-        if hasattr(module, "quantize"):  # a quantizer keeps what is its own
+        if f"{path}.".startswith(called):  # a module that is called keeps what is its own
             continue
         for kind in (module._parameters, module._buffers):
             for leaf in [k for k in kind if (f"{path}.{k}" if path else k) not in used]:

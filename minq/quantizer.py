@@ -20,12 +20,12 @@ from minq import ranges
 from minq._checks import as_float, compute_dtype
 from minq.affine import (
     _align,
-    _simulate,
     integer_grid,
     quantize,
     round_straight_through,
     scale_zero_point,
 )
+from minq.straight_through import fake_quantize_trained, scale_gradient
 
 STAGES = ("off", "observe", "frozen", "learn")
 _RANGE = ("low", "high", "scale", "zero_point")
@@ -77,6 +77,8 @@ class Quantizer(nn.Module):
         self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
         # Between its extremes a zero-point is learned as a real number, and rounded when used.
         self.zero_point = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.register_parameter("log2_scale", None)  # what is trained in place of the scale
+        self.normalize = False
         self._stage = "observe"
 
     def _estimator(self, estimator: str | Estimator) -> Estimator:
@@ -120,16 +122,35 @@ class Quantizer(nn.Module):
         self._require_range()
         return self._enter("frozen")
 
-    def learn(self) -> Quantizer:
-        """Quantize from now on, and let an optimizer move the scale (and the zero-point)."""
+    def learn(self, *, logarithmic: bool = False, normalize: bool = False) -> Quantizer:
+        """Quantize from now on, and let an optimizer move the scale (and the zero-point).
+
+        logarithmic: train ``log2_scale`` instead of ``scale``. The scale stays positive, and a step
+            of the optimizer changes it by a factor, whatever its size. With ``power_of_two`` always
+            so, and rounded to a whole power.
+        normalize: divide the scale's gradient by sqrt(N p), see ``scale_gradient``.
+        """
         self._require_range()
+        self._settle()
+        if logarithmic or self.power_of_two:
+            self.log2_scale = nn.Parameter(self.scale.detach().log2())
+        self.normalize = normalize
         return self._enter("learn")
 
     def _enter(self, stage: str) -> Quantizer:
         self._stage = stage
-        self.scale.requires_grad_(stage == "learn")
+        if stage != "learn":
+            self._settle()
+        self.scale.requires_grad_(stage == "learn" and self.log2_scale is None)
         self.zero_point.requires_grad_(stage == "learn" and not self.symmetric)
         return self
+
+    @torch.no_grad()
+    def _settle(self, keep: bool = False) -> None:
+        """Write the scale that was trained by its logarithm into ``scale``."""
+        if self.log2_scale is not None:
+            self.scale.data = self.grid()[0]
+            self.log2_scale = self.log2_scale if keep else None
 
     def _require_range(self) -> None:
         if self.batches == 0:
@@ -157,6 +178,8 @@ class Quantizer(nn.Module):
         )
         for name, value in zip(_RANGE, (low, high, scale, zero_point), strict=True):
             getattr(self, name).data = value.to(dtype)
+        if self.log2_scale is not None:
+            self.log2_scale.data = self.scale.detach().log2()
         self.batches.clamp_(min=1)
         return self
 
@@ -179,7 +202,14 @@ class Quantizer(nn.Module):
 
     def grid(self) -> tuple[Tensor, Tensor]:
         """The scale and zero-point in use: positive, and whole and on the grid."""
-        scale = self.scale.clamp(min=torch.finfo(self.scale.dtype).tiny)
+        if self.log2_scale is None:
+            scale = self.scale.clamp(min=torch.finfo(self.scale.dtype).tiny)
+        elif self.power_of_two:
+            scale = torch.exp2(round_straight_through(self.log2_scale))
+        else:
+            scale = torch.exp2(self.log2_scale)
+        if self.symmetric:
+            return scale, self.zero_point
         return scale, round_straight_through(self.zero_point).clamp(self.n, self.p)
 
     # --- using it ---------------------------------------------------------------------------------
@@ -190,11 +220,14 @@ class Quantizer(nn.Module):
         if self._stage in ("off", "observe"):
             return x
         dtype = compute_dtype(x)
+        scale, zero_point = self.grid()
+        if self._stage == "learn" and self.normalize:
+            scale = scale_gradient(scale, (max(self.p, 1) * x.numel() / scale.numel()) ** -0.5)
         scale, zero_point = (
-            _align(v.to(dtype), x, self.axis, self.group, "scale") for v in self.grid()
+            _align(v.to(dtype), x, self.axis, self.group, "scale") for v in (scale, zero_point)
         )
-        x_hat = _simulate(x.to(dtype), scale, zero_point, self.n, self.p, round_straight_through)
-        return x_hat.to(x.dtype)
+        zero_point = None if self.symmetric else zero_point
+        return fake_quantize_trained(x.to(dtype), scale, zero_point, self.n, self.p).to(x.dtype)
 
     @torch.no_grad()
     def quantize(self, x: Tensor) -> Tensor:
@@ -223,8 +256,17 @@ class Quantizer(nn.Module):
             raise ValueError(f"stage must be one of {STAGES}, not {stage!r}")
         self._enter(stage)
 
+    def _save_to_state_dict(self, *args) -> None:
+        self._settle(keep=True)
+        super()._save_to_state_dict(*args)
+
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        for name in _RANGE:  # a fresh quantizer does not know yet how many channels there will be
+        if prefix + "log2_scale" not in state_dict:
+            self.log2_scale = None
+        elif self.log2_scale is None:
+            self.log2_scale = nn.Parameter(torch.zeros_like(self.scale))
+        # A fresh quantizer does not know yet how many channels there will be.
+        for name in (*_RANGE, "log2_scale"):
             if (saved := state_dict.get(prefix + name)) is not None:
                 mine = getattr(self, name)
                 mine.data = torch.empty_like(saved, device=mine.device)

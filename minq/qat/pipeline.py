@@ -1,0 +1,410 @@
+"""The standard pipeline of quantization-aware training, figure 4 of the paper.
+
+    equalize layers, insert quantizers, set their ranges     as in post-training quantization
+    make ranges trainable, decide about batch norm           ``prepare``
+    train                                                    ``qat``, or any loop of one's own
+    fold batch norms, fix the ranges                         ``finish``
+
+``qat`` is these steps in this order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, fx, nn
+
+from minq._checks import check_count
+from minq._files import write_whole
+from minq.ptq.pipeline import ptq
+from minq.qat import batchnorm
+from minq.quantizer import Quantizer
+from minq.straight_through import clamp
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+def prepare(
+    model: nn.Module,
+    calibration: Any,
+    *,
+    batch_norm: str = "fold",
+    learn_ranges: bool = True,
+    logarithmic: bool = True,
+    normalize: bool = False,
+    rounding: str = "nearest",
+    correct_bias: bool = False,
+    **settings: Any,
+) -> fx.GraphModule:
+    """A quantized network that can be trained, with any PyTorch optimizer and loop.
+
+    model, calibration: as for ``minq.ptq``, which sets the ranges that training starts from.
+    batch_norm: "fold", "refold" or "keep", see ``minq.qat.batchnorm``.
+    learn_ranges: train scales and zero-points with the weights; otherwise they stay as calibrated.
+    logarithmic, normalize: how scales are trained, see ``Quantizer.learn``.
+    rounding, correct_bias, **settings: of ``minq.ptq``: weights, activations, per_channel,
+        equalize, weight_range, activation_range, layers (other bits for some layers), skip, ...
+
+    Returns a torch.fx.GraphModule in training mode. ``finish`` makes it a network to deploy.
+
+    Raises ValueError as ``minq.ptq`` and ``minq.qat.batchnorm.restore`` do.
+    """
+    if batch_norm not in batchnorm.WAYS:
+        raise ValueError(f"batch_norm must be fold, refold or keep, not {batch_norm!r}")
+    gm = ptq(model, calibration, rounding=rounding, correct_bias=correct_bias, **settings)
+    for parameter in gm.parameters():  # a frozen layer of the model trains here too
+        parameter.requires_grad_(parameter.is_floating_point())
+    for quantizer in _quantizers(gm):
+        quantizer.freeze()
+        if learn_ranges:
+            quantizer.learn(logarithmic=logarithmic, normalize=normalize)
+    if batch_norm != "fold":
+        batchnorm.restore(gm, batch_norm)
+    _exchange(gm, torch.ops.aten.clamp.Tensor, clamp)
+    return gm.train()
+
+
+def finish(gm: fx.GraphModule) -> fx.GraphModule:
+    """Fold the batch norms that are left and fix the ranges; ``gm`` is changed and returned.
+
+    It is then what ``minq.ptq`` returns: a network of layers and quantizers in eval mode.
+    """
+    for quantizer in _quantizers(gm):
+        quantizer.freeze()
+    gm.eval()
+    _exchange(gm, clamp, torch.ops.aten.clamp.Tensor)
+    return batchnorm.remove(gm)
+
+
+def _exchange(gm: fx.GraphModule, old: Callable, new: Callable) -> None:
+    """Call one function in place of another that takes the same three tensors."""
+    for node in gm.graph.nodes:
+        if node.target == old and len(node.args) == 3 and None not in node.args:
+            node.target = new
+    gm.recompile()
+
+
+def parameter_groups(
+    gm: nn.Module, rate: float, range_rate: float | None = None, decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Parameters for an optimizer: weights, scales, and zero-points by the bits of their grid.
+
+    rate: of weights. range_rate: of the scales' logarithms (by default as ``rate``); a zero-point
+    moves on a grid of p - n steps, so its rate is that many times higher. decay: of weights only.
+    """
+    range_rate = rate if range_rate is None else range_rate
+    mine, scales, zero_points = set(), [], {}
+    for q in _quantizers(gm):
+        scales.append(q.scale if q.log2_scale is None else q.log2_scale)
+        zero_points.setdefault(q.p - q.n, []).append(q.zero_point)
+        mine |= {id(q.scale), id(q.zero_point), id(q.log2_scale)}
+    weights = [p for p in gm.parameters() if id(p) not in mine]
+    groups = [{"params": weights, "lr": rate, "weight_decay": decay}]
+    groups.append({"params": scales, "lr": range_rate, "weight_decay": 0.0})
+    for steps, params in zero_points.items():
+        groups.append({"params": params, "lr": steps * range_rate, "weight_decay": 0.0})
+    for group in groups:
+        group["params"] = [p for p in group["params"] if p.requires_grad]
+    return [group for group in groups if group["params"]]
+
+
+def _quantizers(gm: nn.Module) -> Iterator[Quantizer]:
+    return (m for m in gm.modules() if isinstance(m, Quantizer))
+
+
+def qat(
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss: Loss,
+    *,
+    calibration: Any = None,
+    epochs: int = 1,
+    rate: float = 1e-3,
+    range_rate: float | None = None,
+    optimizer: Callable[[list[dict]], torch.optim.Optimizer] = torch.optim.Adam,
+    clip: float | None = 5.0,
+    reestimate: int = 0,
+    watch: Callable[[int, float, fx.GraphModule], None] | None = None,
+    checkpoint: str | Path | None = None,
+    every: int | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> fx.GraphModule:
+    """Train a network with quantization in the loop.
+
+    model: a trained nn.Module; it is left as it was.
+    loader: batches with a length, such as a DataLoader: (inputs ..., target), or a dict with the
+        target under "labels". loss: ``loss(outputs, target)``, a tensor.
+    calibration: inputs to set the first ranges by; by default the first batches, up to 256 samples.
+    epochs: passes over the loader. rate: of the weights, falling to 0 along a cosine. range_rate:
+        see ``parameter_groups``. optimizer: what makes one of these groups, e.g.
+        ``partial(torch.optim.SGD, momentum=0.9)``. clip: the largest norm of the gradient.
+    reestimate: after training, take batch norm's statistics anew from so many batches.
+    watch: called after every step with its number, the loss and the network.
+    checkpoint: a file that keeps all there is to keep, at every epoch's end and ``every`` so many
+        steps. A stopped training goes on from it, and ends with the same bits on the same machine.
+    progress: show a bar; by default on a terminal.
+    settings: of ``prepare``: weights, activations, per_channel, batch_norm, layers, ...
+
+    In a process group (``torchrun``) the network is wrapped in DistributedDataParallel: give each
+    process its share of the data, by a DistributedSampler; the first one calibrates for all.
+
+    Returns the network as ``finish`` leaves it. Raises RuntimeError where the loss is not finite.
+    """
+    steps = check_count(epochs, "epochs") * _length(loader)
+    if calibration is None:
+        calibration = _first_samples(loader, 256)
+    gm = prepare(model, calibration, progress=False, **settings)
+    groups = parameter_groups(gm, rate, range_rate)
+    if not groups:
+        raise ValueError("the network has nothing to train")
+    made = optimizer(groups)
+    highest = [group["lr"] for group in made.param_groups]
+    run = _Run(gm, made, loader, checkpoint, every or steps)
+    net = _wrap(gm)
+    show = (sys.stderr.isatty() if progress is None else progress) and _rank() == 0
+    with _bar(show, steps, run.step) as bar:
+        for batch in run.batches(epochs):
+            inputs, target = split_batch(gm, batch)
+            for group, top in zip(made.param_groups, highest, strict=True):
+                group["lr"] = top * (1 + math.cos(math.pi * run.step / steps)) / 2
+            made.zero_grad(set_to_none=True)
+            value = loss(net(*inputs), target)
+            value.backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(gm.parameters(), clip)
+            made.step()
+            number = value.item()
+            if not math.isfinite(number):
+                raise RuntimeError(
+                    f"the loss is {number} in step {run.step}; try a lower rate= or range_rate="
+                )
+            if watch is not None:
+                watch(run.step, number, gm)
+                gm.train()
+            if bar is not None:
+                bar.update()
+                bar.set_postfix(loss=f"{number:.3f}", refresh=False)
+            run.done()
+    if reestimate:
+        batchnorm.reestimate(gm, (split_batch(gm, b)[0] for b in islice(loader, reestimate)))
+    return finish(gm)
+
+
+# --- Batches --------------------------------------------------------------------------------------
+
+
+def split_batch(gm: fx.GraphModule, batch: Any) -> tuple[tuple, Any]:
+    """The inputs of a network, and the target, on the network's device."""
+    if isinstance(batch, Mapping):
+        if "labels" not in batch:
+            raise ValueError(f'a batch needs its target under "labels", not only {list(batch)}')
+        values = [v for k, v in batch.items() if k != "labels"]
+        if keywords := gm.meta.get("keywords"):
+            values = [batch[k] for k in keywords]
+        inputs, target = tuple(values), batch["labels"]
+    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
+        *inputs, target = batch
+    else:
+        raise TypeError(
+            "a batch must be (inputs ..., target), or a dict with the target under "
+            f'"labels", not {type(batch).__name__}'
+        )
+    device = next(gm.parameters()).device
+    move = torch.utils._pytree.tree_map_only
+    return move(Tensor, lambda t: t.to(device, non_blocking=True), (tuple(inputs), target))
+
+
+def _length(loader: Any) -> int:
+    try:
+        length = len(loader)
+    except TypeError:
+        raise TypeError(
+            "the loader must have a length, so that the rate can fall to 0 at its end; "
+            "give a DataLoader or a list of batches"
+        ) from None
+    if not length:
+        raise ValueError("the loader is empty; at least one batch is needed")
+    return length
+
+
+def _first_samples(loader: Iterable[Any], most: int) -> list[Any]:
+    """Batches without their targets, until there are enough samples."""
+    batches, samples = [], 0
+    with _same_random_numbers():
+        for batch in loader:
+            if isinstance(batch, Mapping):
+                batch = {k: v for k, v in batch.items() if k != "labels"}
+            elif isinstance(batch, (tuple, list)):
+                batch = tuple(batch[:-1])
+            batches.append(batch)
+            samples += len(next(v for v in torch.utils._pytree.tree_leaves(batch)))
+            if samples >= most:
+                break
+    return batches
+
+
+# --- Many processes -------------------------------------------------------------------------------
+
+
+def _rank() -> int:
+    return distributed.get_rank() if _together() else 0
+
+
+def _together() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _wrap(gm: fx.GraphModule) -> nn.Module:
+    """The network itself, or one that shares gradients with those of the other processes."""
+    if not _together() or distributed.get_world_size() == 1:
+        return gm
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(gm)  # which first copies all parameters of the first process
+
+
+# --- Long work: a bar, and a file to go on from ---------------------------------------------------
+
+
+def _bar(show: bool, total: int, done: int) -> Any:
+    if not show:
+        from contextlib import nullcontext
+
+        return nullcontext()
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, initial=done, unit="step")
+
+
+def _random_state(loader: Any) -> dict[str, Any]:
+    """Where all random numbers stand that a loader or a loss may draw."""
+    kind, keys, *rest = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": repr(random.getstate()),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    for name, generator in _generators(loader).items():
+        state[name] = generator.get_state()
+    return state
+
+
+def _set_random_state(state: Mapping[str, Any], loader: Any) -> None:
+    import ast
+
+    kind, keys, *rest = state["numpy"]
+    torch.set_rng_state(state["torch"])
+    random.setstate(ast.literal_eval(state["python"]))
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    if "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    for name, generator in _generators(loader).items():
+        generator.set_state(state[name])
+
+
+def _generators(loader: Any) -> dict[str, torch.Generator]:
+    """The generators of a DataLoader and its sampler."""
+    found = {
+        "loader": getattr(loader, "generator", None),
+        "sampler": getattr(getattr(loader, "sampler", None), "generator", None),
+    }
+    return {name: g for name, g in found.items() if isinstance(g, torch.Generator)}
+
+
+class _same_random_numbers:
+    """What is drawn inside does not change what is drawn afterwards."""
+
+    def __enter__(self) -> None:
+        self.state = torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self.state[0])
+        random.setstate(self.state[1])
+        np.random.set_state(self.state[2])
+
+
+class _Run:
+    """Where a training stands: the step, and the random numbers that its epoch began with."""
+
+    def __init__(self, gm, optimizer, loader, path, every) -> None:
+        self.gm, self.optimizer, self.loader = gm, optimizer, loader
+        self.path, self.every = None if path is None else Path(path), every
+        self.step, self.length = 0, len(loader)
+        self.epoch_random = None
+        self.settings = {"start": _digest(gm), "optimizer": repr(optimizer)}
+        if self.path is not None and self.path.exists():
+            self._load()
+
+    def _load(self) -> None:
+        state = torch.load(self.path, weights_only=True)
+        if state.get("settings") != self.settings:
+            raise ValueError(
+                f"{self.path} belongs to another training (its start or its optimizer differ); "
+                "delete it, or give another file"
+            )
+        self.gm.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.epoch_random = state["step"], state["epoch_random"]
+        self.random = state["random"]
+
+    def batches(self, epochs: int) -> Iterator[Any]:
+        """Those that are left. Those of a begun epoch are drawn again, and passed over."""
+        while self.step < epochs * self.length:
+            epoch, skip = divmod(self.step, self.length)
+            if hasattr(sampler := getattr(self.loader, "sampler", None), "set_epoch"):
+                sampler.set_epoch(epoch)
+            resumed = self.epoch_random is not None
+            if resumed:
+                _set_random_state(self.epoch_random if skip else self.random, self.loader)
+            if not (resumed and skip):
+                self.epoch_random = _random_state(self.loader)
+            given = 0
+            for k, batch in enumerate(self.loader):
+                if k < skip:
+                    continue
+                if resumed and k == skip and skip:
+                    _set_random_state(self.random, self.loader)
+                given += 1
+                yield batch
+            if given < self.length - skip:
+                raise RuntimeError(f"the loader said {self.length} batches and gave {given}")
+            self.epoch_random = None
+
+    def done(self) -> None:
+        """One more step; keep it where it is time to."""
+        self.step += 1
+        at_end = self.step % self.length == 0
+        if self.path is None or _rank() or not (at_end or self.step % self.every == 0):
+            return
+        state = {
+            "settings": self.settings,
+            "step": self.step,
+            "network": self.gm.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch_random": self.epoch_random,
+            "random": _random_state(self.loader),
+        }
+        write_whole(self.path, lambda part: torch.save(state, part))
+
+
+def _digest(gm: nn.Module) -> str:
+    """A fingerprint of the network that training starts from."""
+    digest = hashlib.sha256()
+    for name, value in gm.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            digest.update(value)
+    return digest.hexdigest()[:16]
