@@ -24,6 +24,7 @@ __all__, __getattr__, __dir__ = lazily(
         "graph": "capture CaptureError",
         "simulate": "insert_quantizers quantizers",
         "ptq": "",
+        "qat": "",
         "ptq.debug": "debug",
         "mac": "",
         "ranges": "",

@@ -9,7 +9,10 @@ from minq._lazy import lazily
 __all__, __getattr__, __dir__ = lazily(
     __name__,
     {
-        "small": "NAMES METRICS calibration_set evaluate info load test_set",
+        "small": (
+            "NAMES METRICS TrainingBatches calibration_set evaluate info load test_set "
+            "validation_set"
+        ),
         "pretrained": (
             "STRIDE_2 efficientnet_lite0 efficientnet_lite0_model efficientnet_lite0_weights "
             "imagenet_samples photo_crops same_convolution"
@@ -19,6 +22,6 @@ __all__, __getattr__, __dir__ = lazily(
         "models": "EfficientNetLite",
         "metrics": "",
         "photos": "",
-        "train": "",
+        "train": "loss_of",
     },
 )

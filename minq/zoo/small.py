@@ -101,6 +101,37 @@ def calibration_set(name: str, count: int = 256, seed: int = 0) -> Tensor:
     return labelled(name, count, "train", seed)[0]
 
 
+def validation_set(name: str, count: int = 1000) -> tuple[Tensor, Tensor]:
+    """Inputs and answers to choose settings by: new scenes of the digits and photos of training."""
+    return labelled(name, count, "train", 2**30)
+
+
+class TrainingBatches:
+    """Labelled batches to train on, made when they are asked for: (inputs, answers).
+
+    As many as ``count``, other ones for each ``seed``, and the same again in the next epoch.
+
+    >>> batches = TrainingBatches("resnet_basic", count=2, batch=4)
+    >>> len(batches), [tuple(x.shape) for x, _ in batches]
+    (2, [(4, 3, 32, 32), (4, 3, 32, 32)])
+    """
+
+    def __init__(self, name: str, count: int, batch: int = 64, seed: int = 0) -> None:
+        self.name, self.count = check_name(name), check_count(count, "count")
+        self.batch, self.seed = check_count(batch, "batch"), seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= k < self.count:
+            raise IndexError(f"there are {self.count} batches, no number {k}")
+        x, answers = labelled(self.name, self.batch, "train", 2**29 + self.seed * 2**20 + k)
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)  # convolutions are faster
+        return x, answers
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
