@@ -20,6 +20,7 @@ from minq import ranges
 from minq._checks import as_float, compute_dtype
 from minq.affine import (
     _align,
+    _clamp,
     integer_grid,
     quantize,
     round_straight_through,
@@ -210,7 +211,7 @@ class Quantizer(nn.Module):
             scale = torch.exp2(self.log2_scale)
         if self.symmetric:
             return scale, self.zero_point
-        return scale, round_straight_through(self.zero_point).clamp(self.n, self.p)
+        return scale, _clamp(round_straight_through(self.zero_point), self.n, self.p)
 
     # --- using it ---------------------------------------------------------------------------------
 
@@ -247,13 +248,14 @@ class Quantizer(nn.Module):
 
     # --- keeping it -------------------------------------------------------------------------------
 
-    def get_extra_state(self) -> dict[str, str]:
-        return {"stage": self._stage}
+    def get_extra_state(self) -> dict[str, str | bool]:
+        return {"stage": self._stage, "normalize": self.normalize}
 
-    def set_extra_state(self, state: dict[str, str]) -> None:
+    def set_extra_state(self, state: dict[str, str | bool]) -> None:
         stage = state.get("stage")
         if stage not in STAGES:
             raise ValueError(f"stage must be one of {STAGES}, not {stage!r}")
+        self.normalize = state.get("normalize", False)
         self._enter(stage)
 
     def _save_to_state_dict(self, *args) -> None:
@@ -262,7 +264,7 @@ class Quantizer(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         if prefix + "log2_scale" not in state_dict:
-            self.log2_scale = None
+            self.log2_scale = None if prefix + "scale" in state_dict else self.log2_scale
         elif self.log2_scale is None:
             self.log2_scale = nn.Parameter(torch.zeros_like(self.scale))
         # A fresh quantizer does not know yet how many channels there will be.

@@ -101,7 +101,7 @@ class _FakeQuantize(torch.autograd.Function):
             error = torch.addcmul(x_hat, x, inside, value=-1)
             g_scale = _sum_of_products(g, error, scale).div_(scale)
         if by_zero_point:  # eq. (39): what does not go through to x
-            g_zero_point = _sum(g_x, scale).sub_(_sum(g, scale)).mul_(scale)
+            g_zero_point = (_sum(g_x, scale) - _sum(g, scale)) * scale
         return g_x if by_x else None, g_scale, g_zero_point, None, None
 
 
@@ -129,8 +129,9 @@ def fake_quantize_trained(
 ) -> Tensor:
     """``fake_quantize`` with the straight-through gradients of eq. (37) to (39), and no checks.
 
-    x: float. scale: the dtype of x, of a shape that broadcasts against it. zero_point: likewise,
-    whole numbers on the grid, or None for 0. The value is that of ``fake_quantize``, bit for bit.
+    x: float. scale: the dtype of x, of a shape that broadcasts against it. zero_point: of the same
+    dtype and shape, whole numbers on the grid, or None for 0. The value is that of
+    ``fake_quantize``, bit for bit (without a zero-point, a zero keeps the sign of x).
 
     >>> s = torch.tensor(0.5, requires_grad=True)
     >>> fake_quantize_trained(torch.tensor([0.2, 9.0]), s, None, 0, 3).sum().backward()

@@ -3,6 +3,10 @@
     python -m minq.tables ptq     table 1 on the eight small networks, naive rounding and pipeline
     python -m minq.tables hero    EfficientNet-Lite0: what each step of the pipeline is worth
     python -m minq.tables best    EfficientNet-Lite0: the best settings, on more pictures
+    python -m minq.tables rates   learning rates for table 2, chosen on the validation split
+    python -m minq.tables qat     table 2 on the eight small networks
+    python -m minq.tables norm    three ways to treat batch norm while training
+    python -m minq.tables start   what training starts from: equalization, ranges, biases
 
 A run that was stopped goes on where it ended: a cell that is in the file is not measured again.
 """
@@ -29,6 +33,7 @@ from minq._files import write_whole
 from minq.affine import sqnr
 from minq.graph import capture, flat
 from minq.ptq.pipeline import ptq
+from minq.qat.pipeline import finish, prepare, qat
 
 RESULTS = Path(__file__).parents[1] / "book" / "results"
 
@@ -191,6 +196,135 @@ def against_fp32(q: nn.Module, crops: int) -> dict[str, float]:
     }
 
 
+# --- Table 2, and what its pipeline is made of ----------------------------------------------------
+
+RATES, RANGE_RATE, STEPS, BATCH = (3e-4, 1e-3, 3e-3), 1e-2, 400, 64
+RATE_STEPS = 250
+QAT_STEPS = {"W8A8": 200, "W4A8": 400, "W4A4": 800}
+CONTROL_STEPS = 400
+QAT_SEEDS = (0, 1)
+
+
+def trained(
+    name: str, rate: float, seed: int = 0, steps: int = STEPS, **settings: Any
+) -> nn.Module:
+    """A small network after quantization-aware training; the seed draws all data."""
+    model = zoo.load(name)
+    if name != "text_encoder":
+        model = model.to(memory_format=torch.channels_last)
+    return qat(
+        model,
+        zoo.TrainingBatches(name, steps, BATCH, seed),
+        zoo.loss_of(name),
+        calibration=zoo.calibration_set(name, CALIBRATION, seed=seed),
+        rate=rate,
+        range_rate=RANGE_RATE,
+        progress=False,
+        **settings,
+    )
+
+
+def accuracies(q: nn.Module, name: str) -> dict[str, float]:
+    """In percent, on the validation split and on the test split."""
+    sets = {"validation": zoo.validation_set(name, 2000), "test": zoo.test_set(name, 2000)}
+    return {split: round(zoo.evaluate(q, name, data), 3) for split, data in sets.items()}
+
+
+def rate_cells() -> Iterator[dict[str, Any]]:
+    """Each network with each learning rate, at 4 bits, in shorter runs."""
+    for name, rate in product(zoo.NAMES, RATES):
+        yield {"network": name, "rate": rate}
+
+
+def rate_cell(cell: dict[str, Any]) -> dict[str, float]:
+    name = cell["network"]
+    q = trained(name, cell["rate"], steps=RATE_STEPS, weights=4, activations=4)
+    return accuracies(q, name)
+
+
+def chosen_rate(name: str, split: str = "validation") -> float:
+    """The learning rate with which that network does best on that split."""
+    records = json.loads((RESULTS / "rates.json").read_text())["records"]
+    mine = [r for r in records if r["network"] == name]
+    if not mine:
+        raise ValueError(f"no rates were tried for {name}; run python -m minq.tables rates first")
+    return max(mine, key=lambda r: r[split])["rate"]
+
+
+def qat_cells() -> Iterator[dict[str, Any]]:
+    """Every cell of table 2, and the same training in full precision, called FP32."""
+    for seed, name in product(QAT_SEEDS, zoo.NAMES):
+        for bits, per_channel in product(QAT_STEPS, (False, True)):
+            yield {"network": name, "bits": bits, "per_channel": per_channel, "seed": seed}
+        yield {"network": name, "bits": "FP32", "per_channel": False, "seed": seed}
+
+
+def qat_cell(cell: dict[str, Any]) -> dict[str, float]:
+    """The network before, after post-training quantization, and after training, on one test set."""
+    name, rate = cell["network"], chosen_rate(cell["network"])
+    weights, activations = (CONFIGURATIONS | {"FP32": (None, None)})[cell["bits"]]
+    bits = {"weights": weights, "activations": activations, "per_channel": cell["per_channel"]}
+    steps = QAT_STEPS.get(cell["bits"], CONTROL_STEPS)
+    q = trained(name, rate, cell["seed"], steps, **bits)
+    record = {"rate": rate, "steps": steps, "fp32": accuracies(zoo.load(name), name)["test"]}
+    if weights is not None:
+        calibration = zoo.calibration_set(name, CALIBRATION, seed=cell["seed"])
+        once = ptq(zoo.load(name), calibration, seed=cell["seed"], progress=False, **bits)
+        record |= {"ptq": accuracies(once, name)["test"]}
+    return record | accuracies(q, name)
+
+
+NORM_WAYS = {
+    "fold": {"batch_norm": "fold"},
+    "refold": {"batch_norm": "refold"},
+    "keep": {"batch_norm": "keep"},
+    "keep, reestimated": {"batch_norm": "keep", "reestimate": 32},
+}
+
+
+def norm_cells() -> Iterator[dict[str, Any]]:
+    """Ways to treat batch norm; it can be kept only where every channel has a scale."""
+    for name, bits in product(("resnet_basic", "mobilenet_v2"), ("W4A8", "W4A4")):
+        for way, per_channel in product(NORM_WAYS, (False, True)):
+            if per_channel or not way.startswith("keep"):
+                yield {"network": name, "bits": bits, "way": way, "per_channel": per_channel}
+
+
+def norm_cell(cell: dict[str, Any]) -> dict[str, float]:
+    name, (weights, activations) = cell["network"], CONFIGURATIONS[cell["bits"]]
+    bits = {"weights": weights, "activations": activations, "per_channel": cell["per_channel"]}
+    started = time.perf_counter()
+    q = trained(name, chosen_rate(name), **NORM_WAYS[cell["way"]], **bits)
+    seconds = round(time.perf_counter() - started, 1)
+    return {"rate": chosen_rate(name), "seconds": seconds} | accuracies(q, name)
+
+
+STARTS = {
+    "min-max": {"weight_range": "min_max", "activation_range": "min_max"},
+    "MSE": {},
+    "MSE, biases corrected": {"correct_bias": True},
+    "MSE, AdaRound": {"rounding": "adaround"},
+    "MSE, fixed ranges": {"learn_ranges": False},
+}
+
+
+def start_cells() -> Iterator[dict[str, Any]]:
+    """What training starts from, with and without equalization, and per-tensor weights."""
+    for bits, equalize, start in product(("W4A8", "W4A4"), (False, True), STARTS):
+        yield {"network": "mobilenet_v2", "bits": bits, "equalize": equalize, "start": start}
+
+
+def start_cell(cell: dict[str, Any]) -> dict[str, float]:
+    """Accuracy on the test split before training and after it."""
+    name, (weights, activations) = cell["network"], CONFIGURATIONS[cell["bits"]]
+    settings = {"weights": weights, "activations": activations, "equalize": cell["equalize"]}
+    settings |= STARTS[cell["start"]]
+    q = prepare(zoo.load(name), zoo.calibration_set(name, CALIBRATION), progress=False, **settings)
+    before = accuracies(finish(q), name)["test"]
+    rate = chosen_rate(name)
+    return {"rate": rate, "before": before} | accuracies(trained(name, rate, **settings), name)
+
+
 # --- Files ----------------------------------------------------------------------------------------
 
 TABLES = {
@@ -198,6 +332,10 @@ TABLES = {
     "ptq": (ptq_cells, ptq_cell),
     "hero": (hero_cells, hero_cell),
     "best": (best_cells, best_cell),
+    "rates": (rate_cells, rate_cell),
+    "qat": (qat_cells, qat_cell),
+    "norm": (norm_cells, norm_cell),
+    "start": (start_cells, start_cell),
 }
 
 

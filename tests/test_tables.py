@@ -75,3 +75,43 @@ def test_an_interrupted_measurement_goes_on(tmp_path, monkeypatch):
     assert json.loads(path.read_text()) == result
     assert result["command"] == "python -m minq.tables fp32" and "torch" in result["versions"]
     assert not list(tmp_path.glob("*.part"))
+
+
+# --- Table 2 --------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_is_the_one_that_does_best_on_the_split(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    records = [
+        {"network": "inception", "rate": 1e-3, "validation": 90.0, "test": 92.0},
+        {"network": "inception", "rate": 3e-3, "validation": 91.0, "test": 91.0},
+    ]
+    (tmp_path / "rates.json").write_text(json.dumps({"records": records}))
+    assert tables.chosen_rate("inception") == 3e-3
+    assert tables.chosen_rate("inception", "test") == 1e-3
+    with pytest.raises(ValueError, match="python -m minq.tables rates"):
+        tables.chosen_rate("detector")
+
+
+def test_a_cell_of_table_2_trains_and_is_the_same_again(monkeypatch):
+    monkeypatch.setattr(tables, "QAT_STEPS", {"W4A8": 2})
+    monkeypatch.setattr(tables, "accuracies", short_accuracies)
+    cell = {"network": "resnet_basic", "bits": "W4A8", "per_channel": True, "seed": 1}
+    record = tables.qat_cell(cell)
+    assert record["steps"] == 2 and record["rate"] == tables.chosen_rate("resnet_basic")
+    assert all(record[key] > 50 for key in ("fp32", "ptq", "test", "validation"))
+    assert tables.qat_cell(cell) == record
+
+
+def short_accuracies(q, name):
+    images, classes = zoo.test_set(name, 100)
+    return dict.fromkeys(("validation", "test"), zoo.evaluate(q, name, (images, classes)))
+
+
+def test_training_wins_back_most_of_what_four_bit_activations_cost():
+    lost = won = 0.0
+    for r in stored("qat"):
+        if r["bits"] == "W4A4" and r["fp32"] - r["ptq"] > 1:
+            lost += r["fp32"] - r["ptq"]
+            won += r["test"] - r["ptq"]
+    assert won > 0.5 * lost

@@ -17,6 +17,7 @@ folding remembered, gamma is sigma and beta is mu. ``remove`` folds them for goo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -57,7 +58,8 @@ class RefoldedLayer(KeptBatchNorm):
         if self.training:
             y = self.layer(x, weight)
             others = [k for k in range(y.ndim) if k != 1]
-            mean, variance = y.mean(others), y.var(others, correction=0)
+            mean = y.mean(others)
+            variance = (y - _columns(mean, y)).square().mean(others)  # y.var is much slower
             correction = sigma / (variance + self.eps).sqrt()
             self._remember(mean.detach(), variance.detach(), y.numel() // y.shape[1])
         factor = self.weight / sigma
@@ -161,6 +163,8 @@ def remove(gm: fx.GraphModule) -> fx.GraphModule:
     A kept batch norm multiplies its layer's integers by nothing: with f = gamma / sigma,
 
         f W_hat = (f s) W_int                                             eq. (41) to (43)
+
+    Where f is negative they change their sign; n, which has no opposite on the grid, becomes p.
     """
     for node in list(gm.graph.nodes):
         module = gm.get_submodule(node.target) if node.op == "call_module" else None
@@ -202,6 +206,8 @@ def _multiply_range(quantizer: Quantizer, factor: Tensor) -> None:
     size = torch.where(factor == 0, torch.ones_like(factor), factor.abs())
     ends = quantizer.low * factor, quantizer.high * factor
     quantizer.scale.data = quantizer.grid()[0] * size
+    if quantizer.log2_scale is not None:
+        quantizer.log2_scale.data = quantizer.scale.detach().log2()
     quantizer.low.data, quantizer.high.data = torch.minimum(*ends), torch.maximum(*ends)
 
 
@@ -220,7 +226,12 @@ def reestimate(gm: nn.Module, batches: Iterable[Any]) -> nn.Module:
     While the weights move, the running statistics lag behind them, and rounded weights jump. After
     training both stand still. batches: what the network is called with, with or without labels
     behind it. Nothing else changes: ranges and weights do not.
+
+    Raises ValueError where there is no batch.
     """
+    batches = iter(batches)
+    if (first := next(batches, None)) is None:
+        raise ValueError("there is no batch to take statistics from; at least one is needed")
     modules, was_training = batch_norms(gm).values(), gm.training
     momenta = [m.momentum for m in modules]
     for m in modules:
@@ -229,7 +240,7 @@ def reestimate(gm: nn.Module, batches: Iterable[Any]) -> nn.Module:
     gm.eval()
     for m in modules:
         m.train()
-    for batch in batches:
+    for batch in chain([first], batches):
         args, kwargs = graph.without_labels(gm, *graph.as_arguments(batch))
         gm(*args, **kwargs)
     for m, momentum in zip(modules, momenta, strict=True):

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -86,10 +87,12 @@ def finish(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _exchange(gm: fx.GraphModule, old: Callable, new: Callable) -> None:
-    """Call one function in place of another that takes the same three tensors."""
+    """Call one function in place of another that clamps a tensor between two constants."""
+    constants = {name for name, _ in gm.named_buffers()}
     for node in gm.graph.nodes:
-        if node.target == old and len(node.args) == 3 and None not in node.args:
-            node.target = new
+        if node.target == old and len(node.args) == 3:
+            if all(getattr(a, "target", None) in constants for a in node.args[1:]):
+                node.target = new
     gm.recompile()
 
 
@@ -156,11 +159,13 @@ def qat(
     settings: of ``prepare``: weights, activations, per_channel, batch_norm, layers, ...
 
     In a process group (``torchrun``) the network is wrapped in DistributedDataParallel: give each
-    process its share of the data, by a DistributedSampler; the first one calibrates for all.
+    process its share of the data, by a DistributedSampler; the first one calibrates for all. Batch
+    norms take the statistics of each share, and end with their mean.
 
     Returns the network as ``finish`` leaves it. Raises RuntimeError where the loss is not finite.
     """
     steps = check_count(epochs, "epochs") * _length(loader)
+    every = steps if every is None else check_count(every, "every")
     if calibration is None:
         calibration = _first_samples(loader, 256)
     gm = prepare(model, calibration, progress=False, **settings)
@@ -169,8 +174,8 @@ def qat(
         raise ValueError("the network has nothing to train")
     made = optimizer(groups)
     highest = [group["lr"] for group in made.param_groups]
-    run = _Run(gm, made, loader, checkpoint, every or steps)
-    net = _wrap(gm)
+    net = _wrap(gm)  # before a checkpoint is looked for: now all processes start alike
+    run = _Run(gm, made, loader, steps, checkpoint, every)
     show = (sys.stderr.isatty() if progress is None else progress) and _rank() == 0
     with _bar(show, steps, run.step) as bar:
         for batch in run.batches(epochs):
@@ -190,13 +195,15 @@ def qat(
                 )
             if watch is not None:
                 watch(run.step, number, gm)
-                gm.train()
+                if not gm.training:
+                    gm.train()
             if bar is not None:
                 bar.update()
                 bar.set_postfix(loss=f"{number:.3f}", refresh=False)
             run.done()
     if reestimate:
         batchnorm.reestimate(gm, (split_batch(gm, b)[0] for b in islice(loader, reestimate)))
+    _average_statistics(gm)
     return finish(gm)
 
 
@@ -246,8 +253,10 @@ def _first_samples(loader: Iterable[Any], most: int) -> list[Any]:
                 batch = {k: v for k, v in batch.items() if k != "labels"}
             elif isinstance(batch, (tuple, list)):
                 batch = tuple(batch[:-1])
+            if not (leaves := torch.utils._pytree.tree_leaves(batch)):
+                raise TypeError("a batch must be (inputs ..., target); this one has no inputs")
             batches.append(batch)
-            samples += len(next(v for v in torch.utils._pytree.tree_leaves(batch)))
+            samples += len(leaves[0])
             if samples >= most:
                 break
     return batches
@@ -260,17 +269,39 @@ def _rank() -> int:
     return distributed.get_rank() if _together() else 0
 
 
+def _world_size() -> int:
+    return distributed.get_world_size() if _together() else 1
+
+
 def _together() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
 def _wrap(gm: fx.GraphModule) -> nn.Module:
     """The network itself, or one that shares gradients with those of the other processes."""
-    if not _together() or distributed.get_world_size() == 1:
+    if _world_size() == 1:
         return gm
     from torch.nn.parallel import DistributedDataParallel
 
-    return DistributedDataParallel(gm)  # which first copies all parameters of the first process
+    return DistributedDataParallel(gm)  # which first copies all tensors of the first process
+
+
+def _average_statistics(gm: fx.GraphModule) -> None:
+    """Let all processes fold the same batch norms."""
+    if _together():
+        for m in batchnorm.batch_norms(gm).values():
+            for v in (m.running_mean, m.running_var):
+                distributed.all_reduce(v)
+                v /= _world_size()
+
+
+def _from_all(state: Any) -> list[Any]:
+    """What each process has, in all of them."""
+    states = [state]
+    if _together():
+        states *= _world_size()
+        distributed.all_gather_object(states, state)
+    return states
 
 
 # --- Long work: a bar, and a file to go on from ---------------------------------------------------
@@ -338,26 +369,33 @@ class _same_random_numbers:
 class _Run:
     """Where a training stands: the step, and the random numbers that its epoch began with."""
 
-    def __init__(self, gm, optimizer, loader, path, every) -> None:
+    def __init__(self, gm, optimizer, loader, steps, path, every) -> None:
         self.gm, self.optimizer, self.loader = gm, optimizer, loader
         self.path, self.every = None if path is None else Path(path), every
         self.step, self.length = 0, len(loader)
-        self.epoch_random = None
-        self.settings = {"start": _digest(gm), "optimizer": repr(optimizer)}
+        self.epoch_random = self.random = None
+        self.settings = {"start": _digest(gm), "optimizer": repr(optimizer), "steps": steps}
         if self.path is not None and self.path.exists():
             self._load()
 
     def _load(self) -> None:
-        state = torch.load(self.path, weights_only=True)
-        if state.get("settings") != self.settings:
+        try:
+            state = torch.load(self.path, weights_only=True)
+            settings = state["settings"]
+        except (RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{self.path} belongs to another training (its start or its optimizer differ); "
+                f"{self.path} is damaged or no checkpoint of a training ({error!r:.80}); "
                 "delete it, or give another file"
+            ) from None
+        if settings != self.settings or len(state["random"]) != _world_size():
+            raise ValueError(
+                f"{self.path} belongs to another training (its start, its optimizer, its number of "
+                "steps or of processes differ); delete it, or give another file"
             )
         self.gm.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.epoch_random = state["step"], state["epoch_random"]
-        self.random = state["random"]
+        self.step = state["step"]
+        self.epoch_random, self.random = state["random"][_rank()]
 
     def batches(self, epochs: int) -> Iterator[Any]:
         """Those that are left. Those of a begun epoch are drawn again, and passed over."""
@@ -365,38 +403,40 @@ class _Run:
             epoch, skip = divmod(self.step, self.length)
             if hasattr(sampler := getattr(self.loader, "sampler", None), "set_epoch"):
                 sampler.set_epoch(epoch)
-            resumed = self.epoch_random is not None
-            if resumed:
+            if self.random is not None:
                 _set_random_state(self.epoch_random if skip else self.random, self.loader)
-            if not (resumed and skip):
+            if not skip:
                 self.epoch_random = _random_state(self.loader)
-            given = 0
-            for k, batch in enumerate(self.loader):
-                if k < skip:
-                    continue
-                if resumed and k == skip and skip:
-                    _set_random_state(self.random, self.loader)
+            batches = iter(self.loader)
+            given = sum(1 for _ in islice(batches, skip))
+            if skip:  # what the steps drew between these batches is drawn already
+                _set_random_state(self.random, self.loader)
+            self.random = None
+            for batch in batches:
                 given += 1
                 yield batch
-            if given < self.length - skip:
+            if given != self.length:
                 raise RuntimeError(f"the loader said {self.length} batches and gave {given}")
-            self.epoch_random = None
+            self._keep()  # only now: a loader may draw random numbers when it ends
 
     def done(self) -> None:
         """One more step; keep it where it is time to."""
         self.step += 1
-        at_end = self.step % self.length == 0
-        if self.path is None or _rank() or not (at_end or self.step % self.every == 0):
+        if self.step % self.every == 0 and self.step % self.length:
+            self._keep()
+
+    def _keep(self) -> None:
+        if self.path is None:
             return
         state = {
             "settings": self.settings,
             "step": self.step,
             "network": self.gm.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "epoch_random": self.epoch_random,
-            "random": _random_state(self.loader),
+            "random": _from_all((self.epoch_random, _random_state(self.loader))),
         }
-        write_whole(self.path, lambda part: torch.save(state, part))
+        if _rank() == 0:
+            write_whole(self.path, lambda part: torch.save(state, part))
 
 
 def _digest(gm: nn.Module) -> str:
