@@ -23,6 +23,9 @@ _HOME = {
     "SimulatedBlock": "simulated_block",
     "PipelineSteps": "pipeline_steps",
     "DebugChart": "debug_chart",
+    "Descent": "descent",
+    "RangePull": "range_pull",
+    "MethodChoice": "method_choice",
 }
 __all__ = list(_HOME)
 
