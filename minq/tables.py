@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import minq
 from minq import zoo
-from minq._files import write_whole
+from minq._work import write_whole
 from minq.affine import sqnr
 from minq.graph import capture, flat
 from minq.ptq.pipeline import ptq

@@ -12,20 +12,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from minq import graph
 from minq._checks import check_count
-from minq._files import write_whole
+from minq._work import Bar, fingerprint, write_whole
 from minq.fold import fold_batch_norms
 from minq.ptq import bias as bias_math
 from minq.ptq import channels
@@ -174,12 +171,12 @@ def calibrate(
     rows = check_count(rows, "rows")
     settings = {"sweeps": sweeps, "rows": rows, "seed": seed, "correct_bias": correct_bias}
     if checkpoint is not None:
-        settings["network"] = _digest(gm.state_dict().values())
-        settings["quantizers"] = _digest(map(_settings_of, quantizers(gm).values()))
-        settings["data"] = _digest(v for batch in batches for v in batch)
+        settings["network"] = fingerprint(gm.state_dict().values())
+        settings["quantizers"] = fingerprint(map(_settings_of, quantizers(gm).values()))
+        settings["data"] = fingerprint(v for batch in batches for v in batch)
     store = _Store(checkpoint, settings)
     walk = Walk(gm, batches, dict(exact))
-    with _Bar(todo, "layers", progress) as bar:
+    with Bar(todo, "layers", progress) as bar:
         for node in walk:
             if is_quantizer(node):
                 _set_activation_range(gm, node, walk)
@@ -267,40 +264,7 @@ def _correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
     walk.quantized[node] = [y_hat - shift.reshape(shape) for y_hat in walk.quantized[node]]
 
 
-# --- Long work: a bar, and a file to go on from ---------------------------------------------------
-
-
-class _Bar:
-    """A progress bar where one is wanted."""
-
-    def __init__(self, total: int, unit: str, show: bool | None) -> None:
-        self.bar = None
-        if sys.stderr.isatty() if show is None else show:
-            from tqdm.auto import tqdm
-
-            self.bar = tqdm(total=total, unit=unit)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def update(self, name: str) -> None:
-        if self.bar is not None:
-            self.bar.set_postfix_str(name)
-            self.bar.update()
-
-
-def _digest(values: Iterable[Any]) -> str:
-    """A fingerprint of tensors and words."""
-    digest = hashlib.sha256()
-    for v in values:
-        if isinstance(v, Tensor):
-            v = v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(v if isinstance(v, np.ndarray) else repr(v).encode())
-    return digest.hexdigest()[:16]
+# --- A file to go on from -------------------------------------------------------------------------
 
 
 def _settings_of(quantizer: Quantizer) -> str:

@@ -10,24 +10,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import random
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, distributed, fx, nn
+from torch import Tensor, fx, nn
 
 from minq._checks import check_count
-from minq._files import write_whole
+from minq._work import Bar
 from minq.ptq.pipeline import ptq
 from minq.qat import batchnorm
+from minq.qat.run import Run, average_statistics, rank, same_random_numbers, share_gradients
 from minq.quantizer import Quantizer
 from minq.straight_through import clamp
 
@@ -174,10 +170,9 @@ def qat(
         raise ValueError("the network has nothing to train")
     made = optimizer(groups)
     highest = [group["lr"] for group in made.param_groups]
-    net = _wrap(gm)  # before a checkpoint is looked for: now all processes start alike
-    run = _Run(gm, made, loader, steps, checkpoint, every)
-    show = (sys.stderr.isatty() if progress is None else progress) and _rank() == 0
-    with _bar(show, steps, run.step) as bar:
+    net = share_gradients(gm)  # before a checkpoint is looked for: now all processes start alike
+    run = Run(gm, made, loader, steps, checkpoint, every)
+    with Bar(steps, "steps", progress if rank() == 0 else False, run.step) as bar:
         for batch in run.batches(epochs):
             inputs, target = split_batch(gm, batch)
             for group, top in zip(made.param_groups, highest, strict=True):
@@ -197,13 +192,11 @@ def qat(
                 watch(run.step, number, gm)
                 if not gm.training:
                     gm.train()
-            if bar is not None:
-                bar.update()
-                bar.set_postfix(loss=f"{number:.3f}", refresh=False)
+            bar.update(f"loss {number:.3f}")
             run.done()
     if reestimate:
         batchnorm.reestimate(gm, (split_batch(gm, b)[0] for b in islice(loader, reestimate)))
-    _average_statistics(gm)
+    average_statistics(gm)
     return finish(gm)
 
 
@@ -247,7 +240,7 @@ def _length(loader: Any) -> int:
 def _first_samples(loader: Iterable[Any], most: int) -> list[Any]:
     """Batches without their targets, until there are enough samples."""
     batches, samples = [], 0
-    with _same_random_numbers():
+    with same_random_numbers():
         for batch in loader:
             if isinstance(batch, Mapping):
                 batch = {k: v for k, v in batch.items() if k != "labels"}
@@ -260,191 +253,3 @@ def _first_samples(loader: Iterable[Any], most: int) -> list[Any]:
             if samples >= most:
                 break
     return batches
-
-
-# --- Many processes -------------------------------------------------------------------------------
-
-
-def _rank() -> int:
-    return distributed.get_rank() if _together() else 0
-
-
-def _world_size() -> int:
-    return distributed.get_world_size() if _together() else 1
-
-
-def _together() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _wrap(gm: fx.GraphModule) -> nn.Module:
-    """The network itself, or one that shares gradients with those of the other processes."""
-    if _world_size() == 1:
-        return gm
-    from torch.nn.parallel import DistributedDataParallel
-
-    return DistributedDataParallel(gm)  # which first copies all tensors of the first process
-
-
-def _average_statistics(gm: fx.GraphModule) -> None:
-    """Let all processes fold the same batch norms."""
-    if _together():
-        for m in batchnorm.batch_norms(gm).values():
-            for v in (m.running_mean, m.running_var):
-                distributed.all_reduce(v)
-                v /= _world_size()
-
-
-def _from_all(state: Any) -> list[Any]:
-    """What each process has, in all of them."""
-    states = [state]
-    if _together():
-        states *= _world_size()
-        distributed.all_gather_object(states, state)
-    return states
-
-
-# --- Long work: a bar, and a file to go on from ---------------------------------------------------
-
-
-def _bar(show: bool, total: int, done: int) -> Any:
-    if not show:
-        from contextlib import nullcontext
-
-        return nullcontext()
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, initial=done, unit="step")
-
-
-def _random_state(loader: Any) -> dict[str, Any]:
-    """Where all random numbers stand that a loader or a loss may draw."""
-    kind, keys, *rest = np.random.get_state()
-    state = {
-        "torch": torch.get_rng_state(),
-        "python": repr(random.getstate()),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    for name, generator in _generators(loader).items():
-        state[name] = generator.get_state()
-    return state
-
-
-def _set_random_state(state: Mapping[str, Any], loader: Any) -> None:
-    import ast
-
-    kind, keys, *rest = state["numpy"]
-    torch.set_rng_state(state["torch"])
-    random.setstate(ast.literal_eval(state["python"]))
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    if "cuda" in state:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    for name, generator in _generators(loader).items():
-        generator.set_state(state[name])
-
-
-def _generators(loader: Any) -> dict[str, torch.Generator]:
-    """The generators of a DataLoader and its sampler."""
-    found = {
-        "loader": getattr(loader, "generator", None),
-        "sampler": getattr(getattr(loader, "sampler", None), "generator", None),
-    }
-    return {name: g for name, g in found.items() if isinstance(g, torch.Generator)}
-
-
-class _same_random_numbers:
-    """What is drawn inside does not change what is drawn afterwards."""
-
-    def __enter__(self) -> None:
-        self.state = torch.get_rng_state(), random.getstate(), np.random.get_state()
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_rng_state(self.state[0])
-        random.setstate(self.state[1])
-        np.random.set_state(self.state[2])
-
-
-class _Run:
-    """Where a training stands: the step, and the random numbers that its epoch began with."""
-
-    def __init__(self, gm, optimizer, loader, steps, path, every) -> None:
-        self.gm, self.optimizer, self.loader = gm, optimizer, loader
-        self.path, self.every = None if path is None else Path(path), every
-        self.step, self.length = 0, len(loader)
-        self.epoch_random = self.random = None
-        self.settings = {"start": _digest(gm), "optimizer": repr(optimizer), "steps": steps}
-        if self.path is not None and self.path.exists():
-            self._load()
-
-    def _load(self) -> None:
-        try:
-            state = torch.load(self.path, weights_only=True)
-            settings = state["settings"]
-        except (RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self.path} is damaged or no checkpoint of a training ({error!r:.80}); "
-                "delete it, or give another file"
-            ) from None
-        if settings != self.settings or len(state["random"]) != _world_size():
-            raise ValueError(
-                f"{self.path} belongs to another training (its start, its optimizer, its number of "
-                "steps or of processes differ); delete it, or give another file"
-            )
-        self.gm.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-        self.epoch_random, self.random = state["random"][_rank()]
-
-    def batches(self, epochs: int) -> Iterator[Any]:
-        """Those that are left. Those of a begun epoch are drawn again, and passed over."""
-        while self.step < epochs * self.length:
-            epoch, skip = divmod(self.step, self.length)
-            if hasattr(sampler := getattr(self.loader, "sampler", None), "set_epoch"):
-                sampler.set_epoch(epoch)
-            if self.random is not None:
-                _set_random_state(self.epoch_random if skip else self.random, self.loader)
-            if not skip:
-                self.epoch_random = _random_state(self.loader)
-            batches = iter(self.loader)
-            given = sum(1 for _ in islice(batches, skip))
-            if skip:  # what the steps drew between these batches is drawn already
-                _set_random_state(self.random, self.loader)
-            self.random = None
-            for batch in batches:
-                given += 1
-                yield batch
-            if given != self.length:
-                raise RuntimeError(f"the loader said {self.length} batches and gave {given}")
-            self._keep()  # only now: a loader may draw random numbers when it ends
-
-    def done(self) -> None:
-        """One more step; keep it where it is time to."""
-        self.step += 1
-        if self.step % self.every == 0 and self.step % self.length:
-            self._keep()
-
-    def _keep(self) -> None:
-        if self.path is None:
-            return
-        state = {
-            "settings": self.settings,
-            "step": self.step,
-            "network": self.gm.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": _from_all((self.epoch_random, _random_state(self.loader))),
-        }
-        if _rank() == 0:
-            write_whole(self.path, lambda part: torch.save(state, part))
-
-
-def _digest(gm: nn.Module) -> str:
-    """A fingerprint of the network that training starts from."""
-    digest = hashlib.sha256()
-    for name, value in gm.state_dict().items():
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            digest.update(value)
-    return digest.hexdigest()[:16]

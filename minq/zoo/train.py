@@ -22,7 +22,7 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 import minq
 from minq._checks import check_count
-from minq._files import write_whole
+from minq._work import write_whole
 from minq.zoo import metrics, models, small
 
 EPOCH = 160  # batches; each of them is new, so the name only says how often progress is kept
