@@ -177,7 +177,8 @@ def test_a_gradient_that_is_one_number_everywhere():
 def test_torch_has_the_same_learnable_quantizer(seed, bits, signed, per_channel):
     """torch multiplies by 1 / s, which may differ at ties; so no value is near one.
 
-    Its kernel for one scale misses the rounding of negative zero-points (torch 2.15): none here.
+    Zero-points below 0 are left out: at one of them its kernel for one scale clipped elsewhere
+    (torch 2.15).
     """
     signed = signed and bits > 1
     n, p = integer_grid(bits, signed=signed)
