@@ -5,6 +5,7 @@
     python -m minq.tables best    EfficientNet-Lite0: the best settings, on more pictures
     python -m minq.tables rates   learning rates for table 2, chosen on the validation split
     python -m minq.tables qat     table 2 on the eight small networks
+    python -m minq.tables length  two of its networks, trained four times as long
     python -m minq.tables norm    three ways to treat batch norm while training
     python -m minq.tables start   what training starts from: equalization, ranges, biases
 
@@ -274,6 +275,22 @@ def qat_cell(cell: dict[str, Any]) -> dict[str, float]:
     return record | accuracies(q, name)
 
 
+LONG = 3200  # steps, four times as many as in table 2
+
+
+def length_cells() -> Iterator[dict[str, Any]]:
+    """Two networks of which little came back in table 2, trained for longer."""
+    for name in ("resnet_bottleneck", "inception"):
+        yield {"network": name, "steps": LONG}
+
+
+def length_cell(cell: dict[str, Any]) -> dict[str, float]:
+    """As in table 2, W4A4 per tensor, first seed."""
+    name, rate = cell["network"], chosen_rate(cell["network"])
+    q = trained(name, rate, steps=cell["steps"], weights=4, activations=4)
+    return {"rate": rate} | accuracies(q, name)
+
+
 NORM_WAYS = {
     "fold": {"batch_norm": "fold"},
     "refold": {"batch_norm": "refold"},
@@ -334,6 +351,7 @@ TABLES = {
     "best": (best_cells, best_cell),
     "rates": (rate_cells, rate_cell),
     "qat": (qat_cells, qat_cell),
+    "length": (length_cells, length_cell),
     "norm": (norm_cells, norm_cell),
     "start": (start_cells, start_cell),
 }
