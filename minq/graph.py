@@ -177,13 +177,17 @@ def set_weight(gm: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
 
 
 def _turn(node: fx.Node, weight: Tensor) -> Tensor:
-    """A transposed convolution stores (inputs, outputs per group, *kernel). Its own inverse."""
-    if op(node) not in TRANSPOSED:
-        return weight
+    return turn(weight, groups_of(node)) if op(node) in TRANSPOSED else weight
+
+
+def turn(weight: Tensor, groups: int) -> Tensor:
+    """The weight of a transposed convolution with its outputs first; its own inverse.
+
+    It is stored as (inputs, outputs per group, *kernel).
+    """
     rows, columns, *kernel = weight.shape
-    g = groups_of(node)
-    turned = weight.reshape(g, rows // g, columns, *kernel).transpose(1, 2)
-    return turned.reshape(g * columns, rows // g, *kernel)
+    turned = weight.reshape(groups, rows // groups, columns, *kernel).transpose(1, 2)
+    return turned.reshape(groups * columns, rows // groups, *kernel)
 
 
 def bias_of(gm: fx.GraphModule, node: fx.Node) -> Tensor | None:

@@ -40,6 +40,13 @@ RESULTS = Path(__file__).parents[1] / "book" / "results"
 
 CONFIGURATIONS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A8": (3, 8), "W2A8": (2, 8)}
 
+
+def bits_of(cell: dict[str, Any]) -> dict[str, int | None]:
+    """The arguments that "W4A8" stands for; "FP32" for none."""
+    weights, activations = (CONFIGURATIONS | {"FP32": (None, None)})[cell["bits"]]
+    return {"weights": weights, "activations": activations}
+
+
 NAIVE = {
     "equalize": False,
     "rounding": "nearest",
@@ -81,12 +88,10 @@ def ptq_cell(cell: dict[str, Any]) -> dict[str, float]:
     """
     name = cell["network"]
     model, data, exact = _exact(name)
-    weights, activations = CONFIGURATIONS[cell["bits"]]
     q = ptq(
         model,
         zoo.calibration_set(name, CALIBRATION, seed=cell["seed"]),
-        weights=weights,
-        activations=activations,
+        **bits_of(cell),
         per_channel=cell["per_channel"],
         seed=cell["seed"],
         progress=False,
@@ -132,12 +137,10 @@ def hero_cells() -> Iterator[dict[str, Any]]:
 
 def hero_cell(cell: dict[str, Any]) -> dict[str, float]:
     """One combination on EfficientNet-Lite0: against FP32 on photo crops, and on 20 labels."""
-    weights, activations = CONFIGURATIONS[cell["bits"]]
     q = ptq(
         _hero(),
         zoo.photo_crops(HERO_CALIBRATION, split="calibration").split(16),
-        weights=weights,
-        activations=activations,
+        **bits_of(cell),
         per_channel=cell["per_channel"],
         equalize=cell["equalize"],
         weight_range=cell["ranges"],
@@ -225,10 +228,20 @@ def trained(
     )
 
 
+@functools.cache
+def labelled(name: str, split: str) -> tuple[Tensor, Tensor]:
+    """Inputs and answers of "validation" or "test"."""
+    return (zoo.validation_set if split == "validation" else zoo.test_set)(name, 2000)
+
+
+def accuracy(q: nn.Module, name: str, split: str = "test") -> float:
+    """In percent, on one split."""
+    return round(zoo.evaluate(q, name, labelled(name, split)), 3)
+
+
 def accuracies(q: nn.Module, name: str) -> dict[str, float]:
-    """In percent, on the validation split and on the test split."""
-    sets = {"validation": zoo.validation_set(name, 2000), "test": zoo.test_set(name, 2000)}
-    return {split: round(zoo.evaluate(q, name, data), 3) for split, data in sets.items()}
+    """In percent, on both."""
+    return {split: accuracy(q, name, split) for split in ("validation", "test")}
 
 
 def rate_cells() -> Iterator[dict[str, Any]]:
@@ -263,15 +276,14 @@ def qat_cells() -> Iterator[dict[str, Any]]:
 def qat_cell(cell: dict[str, Any]) -> dict[str, float]:
     """The network before, after post-training quantization, and after training, on one test set."""
     name, rate = cell["network"], chosen_rate(cell["network"])
-    weights, activations = (CONFIGURATIONS | {"FP32": (None, None)})[cell["bits"]]
-    bits = {"weights": weights, "activations": activations, "per_channel": cell["per_channel"]}
+    bits = bits_of(cell) | {"per_channel": cell["per_channel"]}
     steps = QAT_STEPS.get(cell["bits"], CONTROL_STEPS)
     q = trained(name, rate, cell["seed"], steps, **bits)
-    record = {"rate": rate, "steps": steps, "fp32": accuracies(zoo.load(name), name)["test"]}
-    if weights is not None:
+    record = {"rate": rate, "steps": steps, "fp32": accuracy(zoo.load(name), name)}
+    if cell["bits"] != "FP32":
         calibration = zoo.calibration_set(name, CALIBRATION, seed=cell["seed"])
         once = ptq(zoo.load(name), calibration, seed=cell["seed"], progress=False, **bits)
-        record |= {"ptq": accuracies(once, name)["test"]}
+        record |= {"ptq": accuracy(once, name)}
     return record | accuracies(q, name)
 
 
@@ -308,12 +320,12 @@ def norm_cells() -> Iterator[dict[str, Any]]:
 
 
 def norm_cell(cell: dict[str, Any]) -> dict[str, float]:
-    name, (weights, activations) = cell["network"], CONFIGURATIONS[cell["bits"]]
-    bits = {"weights": weights, "activations": activations, "per_channel": cell["per_channel"]}
+    name, rate = cell["network"], chosen_rate(cell["network"])
+    settings = bits_of(cell) | {"per_channel": cell["per_channel"]} | NORM_WAYS[cell["way"]]
     started = time.perf_counter()
-    q = trained(name, chosen_rate(name), **NORM_WAYS[cell["way"]], **bits)
+    q = trained(name, rate, **settings)
     seconds = round(time.perf_counter() - started, 1)
-    return {"rate": chosen_rate(name), "seconds": seconds} | accuracies(q, name)
+    return {"rate": rate, "seconds": seconds} | accuracies(q, name)
 
 
 STARTS = {
@@ -333,12 +345,10 @@ def start_cells() -> Iterator[dict[str, Any]]:
 
 def start_cell(cell: dict[str, Any]) -> dict[str, float]:
     """Accuracy on the test split before training and after it."""
-    name, (weights, activations) = cell["network"], CONFIGURATIONS[cell["bits"]]
-    settings = {"weights": weights, "activations": activations, "equalize": cell["equalize"]}
-    settings |= STARTS[cell["start"]]
+    name, rate = cell["network"], chosen_rate(cell["network"])
+    settings = bits_of(cell) | {"equalize": cell["equalize"]} | STARTS[cell["start"]]
     q = prepare(zoo.load(name), zoo.calibration_set(name, CALIBRATION), progress=False, **settings)
-    before = accuracies(finish(q), name)["test"]
-    rate = chosen_rate(name)
+    before = accuracy(finish(q), name)
     return {"rate": rate, "before": before} | accuracies(trained(name, rate, **settings), name)
 
 

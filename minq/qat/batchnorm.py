@@ -91,12 +91,10 @@ class _Layer:
 
     def scaled(self, weight: Tensor, factor: Tensor) -> Tensor:
         """The weight with every output multiplied, in the layout that the operator reads."""
-        if not self.transposed:
-            return weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
-        rows, columns, *kernel = weight.shape  # inputs, outputs per group
-        weight = weight.reshape(self.groups, rows // self.groups, columns, *kernel)
-        factor = factor.reshape(self.groups, 1, columns, *[1] * len(kernel))
-        return (weight * factor).reshape(rows, columns, *kernel)
+        if self.transposed:
+            weight = graph.turn(weight, self.groups)
+        scaled = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        return graph.turn(scaled, self.groups) if self.transposed else scaled
 
 
 def _columns(v: Tensor, y: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import random
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
@@ -135,16 +136,14 @@ def _generators(loader: Any) -> dict[str, torch.Generator]:
     return {name: g for name, g in found.items() if isinstance(g, torch.Generator)}
 
 
-class same_random_numbers:
+@contextmanager
+def same_random_numbers() -> Iterator[None]:
     """What is drawn inside does not change what is drawn afterwards."""
-
-    def __enter__(self) -> None:
-        self.state = torch.get_rng_state(), random.getstate(), np.random.get_state()
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_rng_state(self.state[0])
-        random.setstate(self.state[1])
-        np.random.set_state(self.state[2])
+    state = _random_state(None)
+    try:
+        yield
+    finally:
+        _set_random_state(state, None)
 
 
 # --- Many processes -------------------------------------------------------------------------------
