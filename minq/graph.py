@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, count
 from typing import Any
 
@@ -112,6 +112,24 @@ def parameter_of(node: fx.Node | None) -> fx.Node | None:
 def groups_of(node: fx.Node) -> int:
     """How many groups a convolution has; 1 for other layers."""
     return argument(node, 6, "groups", 1) if op(node) in CONVOLUTIONS | TRANSPOSED else 1
+
+
+def geometry(node: fx.Node, kernel: Sequence[int]) -> tuple[list, list, list]:
+    """Stride, padding (before, after) and dilation of a convolution, one for each dimension."""
+    stride, padding, dilation = (
+        _each(argument(node, k, name, default), len(kernel))
+        for k, name, default in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
+    )
+    if isinstance(padding[0], str):
+        reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        total = reach if padding[0] == "same" else [0] * len(kernel)
+        return stride, [(t // 2, t - t // 2) for t in total], dilation
+    return stride, [(p, p) for p in padding], dilation
+
+
+def _each(value: Any, dims: int) -> list:
+    value = list(value) if isinstance(value, (list, tuple)) else [value]
+    return value * dims if len(value) == 1 else value
 
 
 def is_layer(node: fx.Node) -> bool:

@@ -356,10 +356,24 @@ def requantize(
     z = _check_zero_point(like(zero_point, x, np.float64, "zero_point"), n, p).astype(np.int64)
     z = _align(z, x, axis, None, "zero_point")
 
-    product = x.astype(np.int64) * multiplier
-    half = (np.int64(1) << shift) >> 1
+    y = rounded_shift(x.astype(np.int64) * multiplier, shift, rounding)
+    return back(np.clip(y + z, n, p).astype(np.int32))
+
+
+def rounded_shift(product: Array, shift: Array, rounding: str = "half_even") -> Array:
+    """round(product 2^-shift), by an addition and a shift: (product + 2^(shift - 1)) >> shift.
+
+    product, shift: int64 of one library, shapes that broadcast; |product| < 2^62, shift 0 to 62.
+    Ties go up ("half_up") or to the even neighbour ("half_even"). No checks.
+
+    >>> rounded_shift(np.array([-6, -2, 2, 5, 6]), np.array(2))
+    array([-2,  0,  0,  1,  2])
+    >>> rounded_shift(np.array([-6, -2, 2, 5, 6]), np.array(2), "half_up")
+    array([-1,  0,  1,  1,  2])
+    """
+    half = ((shift * 0 + 1) << shift) >> 1
     y = (product + half) >> shift  # the shift of a negative number rounds down
     if rounding == "half_even":
         tie = (product & (2 * half - 1)) == half
-        y = y - (tie & (y % 2 == 1))
-    return back(np.clip(y + z, n, p).astype(np.int32))
+        y = y - (tie & (y % 2 == 1)) * 1
+    return y

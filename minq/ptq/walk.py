@@ -167,16 +167,7 @@ def _linear_rows(node, x, y, most, generator, shape) -> tuple[Tensor, Tensor]:
 
 def _patches(node, x, y, most, generator, shape) -> tuple[Tensor, Tensor]:
     kernel, groups, dims = shape[2:], graph.groups_of(node), len(shape) - 2
-    stride, padding, dilation = (
-        _each(graph.argument(node, k, name, default), dims)
-        for k, name, default in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
-    )
-    if isinstance(padding[0], str):
-        reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        total = reach if padding[0] == "same" else [0] * dims
-        pads = [(t // 2, t - t // 2) for t in total]
-    else:
-        pads = [(p, p) for p in padding]
+    stride, pads, dilation = graph.geometry(node, kernel)
     x = torch.nn.functional.pad(x, [p for pair in reversed(pads) for p in pair])
     for k in range(dims):  # a view, (batch, channels, *places, *kernel)
         span = dilation[k] * (kernel[k] - 1) + 1
@@ -192,10 +183,3 @@ def _patches(node, x, y, most, generator, shape) -> tuple[Tensor, Tensor]:
     x, y = x[(b, slice(None), *rest)], y[(b, slice(None), *rest)]  # (rows, channels, ...)
     x, y = x.reshape(len(pick), groups, -1), y.reshape(len(pick), groups, -1)
     return x.transpose(0, 1).contiguous(), y.transpose(0, 1).contiguous()
-
-
-def _each(value: Any, dims: int) -> list:
-    if isinstance(value, str):
-        return [value] * dims
-    value = list(value) if isinstance(value, (list, tuple)) else [value]
-    return value * dims if len(value) == 1 else value
