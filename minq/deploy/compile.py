@@ -7,9 +7,10 @@ through the graph once and writes down what each tensor is:
     Sum               layers, additions, means, moves            sum_k s_k (x_k - z_k) + c, clamped
     Pieces            a concatenation that is not rounded yet    several of them
     Function          GELU, sigmoid, ... of one grid             f(s (x - z)): a table once rounded
+    Normalized        softmax or layer norm of one grid          the same of whole rows
     Constant          a parameter behind its quantizer           s w_int
     Parameter         one that has no quantizer                  itself
-    Real              softmax, layer norm, what is skipped       itself: an island of floats
+    Real              group norm, what has no quantizer, ...     itself: an island of floats
     Plain             token ids, masks, shapes                   no data
 
 A quantizer turns any of them into integers on its grid, which ends the computation with scales: a
@@ -32,6 +33,7 @@ from torch.utils._pytree import tree_leaves
 from minq import graph
 from minq.affine import _align
 from minq.deploy import kernels
+from minq.deploy.normalize import LayerNorm, Softmax
 from minq.mac import accumulator_bits_of, bits_for
 from minq.quantizer import Quantizer
 from minq.simulate import is_quantizer, place
@@ -107,6 +109,15 @@ class Function:
 
     term: Term
     function: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """A function of rows of real numbers on a grid; ``unit`` makes it for a grid of results."""
+
+    term: Term
+    function: Callable[[Tensor], Tensor]
+    unit: Callable[[kernels.Quantize], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -240,6 +251,7 @@ class Compiler:
             handler = {
                 "add": self._add, "sub": self._add, "neg": self._neg, "rescale": self._rescale,
                 "embedding": self._embedding, "batch_norm": self._batch_norm,
+                "softmax": self._softmax, "layer_norm": self._layer_norm,
             }.get(kind)  # fmt: skip
             if handler is not None:
                 return handler(node)
@@ -442,7 +454,7 @@ class Compiler:
     def _pieces(self, node: fx.Node) -> Pieces:
         parts = [self.forms[a] for a in node.args[0]]
         parts = [self._summand_of(p) if isinstance(p, Constant) else p for p in parts]
-        if not all(isinstance(p, Sum | Function | Real) for p in parts):
+        if not all(isinstance(p, Sum | Function | Normalized | Real) for p in parts):
             raise _Island("a part of it is not on a grid")
         rest = fx.map_arg((node.args[1:], dict(node.kwargs)), self._plain)
 
@@ -459,6 +471,34 @@ class Compiler:
         if len(node.all_input_nodes) > 1:
             raise _Island("it has several operands")
         return lambda x: node.target(x, *node.args[1:], **node.kwargs)
+
+    def _softmax(self, node: fx.Node) -> Normalized:
+        x, function = self._grid(node.args[0]), self._one_number(node)
+        rows = {"dim": node.args[1], "low": x.low, "high": x.high}
+
+        def unit(grid: kernels.Quantize) -> nn.Module:
+            return Softmax(function, x.scale, x.zero, grid, self.arithmetic.exact, **rows)
+
+        return Normalized(x, function, unit)
+
+    def _layer_norm(self, node: fx.Node) -> Normalized:
+        x, (shape, weight, bias) = self._grid(node.args[0]), (*node.args[1:4], None, None)[:3]
+        count = math.prod(shape)
+        eps = graph.argument(node, 4, "eps", 1e-5)
+        gamma = torch.ones(shape).double() if weight is None else self._values(weight)
+        beta = torch.zeros(shape).double() if bias is None else self._values(bias)
+        most = count * max(abs(x.low), abs(x.high), x.high - x.low)
+        if count * most**2 + eps * count**3 / float(x.scale) ** 2 >= 2**52:
+            raise _Island("its sums of squares need more than 52 bits")
+        rows = {"dims": len(shape), "count": count, "gamma": gamma, "beta": beta, "eps": eps}
+
+        def function(real: Tensor) -> Tensor:
+            return nn.functional.layer_norm(real, shape, gamma, beta, eps)
+
+        def unit(grid: kernels.Quantize) -> nn.Module:
+            return LayerNorm(function, x.scale, x.zero, grid, self.arithmetic, **rows)
+
+        return Normalized(x, function, unit)
 
     def _embedding(self, node: fx.Node) -> Sum:
         w, index = self.forms[node.args[0]], self.forms[node.args[1]]
@@ -512,6 +552,8 @@ class Compiler:
             x = form.term
             real = x.scale * (torch.arange(x.low, x.high + 1).double() - x.zero)
             return self._module(name, kernels.Table(grid(form.function(real)), x.low), (x.node,))
+        if isinstance(form, Normalized):
+            return self._module(name, form.unit(grid), (form.term.node,))
         if isinstance(form, Sum):
             unit = kernels.Requantize(_dequantize(form), grid, self.arithmetic)
             return self._module(name, unit, tuple(t.node for t in form.terms))
@@ -532,7 +574,7 @@ class Compiler:
             return self._buffer(form.values * form.scale)
         if isinstance(form, Pieces):
             return form.join([self._real(p) for p in form.parts])
-        if isinstance(form, Function):
+        if isinstance(form, Function | Normalized):
             return self.graph.call_function(form.function, (self._real(Sum((form.term,))),))
         return self._module("real", _dequantize(form), tuple(t.node for t in form.terms))
 

@@ -23,6 +23,7 @@ from minq._checks import check_count
 from minq.deploy import kernels
 from minq.deploy.compile import Compiler
 from minq.deploy.cost import OperatorCost, layer_costs
+from minq.deploy.normalize import Normalize
 from minq.mac import bits_for
 
 
@@ -133,7 +134,7 @@ class IntegerNetwork(nn.Module):
         place_of = {node: name.removesuffix(".quantizer") for name, node in self.places.items()}
         rows = []
         for node, module, args, _ in self._watch(data):
-            if not isinstance(module, kernels.Requantize):
+            if not isinstance(module, kernels.Requantize | Normalize):
                 continue
             sources = [
                 (self.program.get_submodule(a.target), x)
@@ -230,10 +231,10 @@ def _cells(row: Row) -> tuple[str, ...]:
             f"{row.differ:,}", *cost)  # fmt: skip
 
 
-def _row(name, unit: kernels.Requantize, args, sums, cost) -> Row:
+def _row(name, unit: kernels.Requantize | Normalize, args, sums, cost) -> Row:
     exact, fixed = unit.in_floats(*args).long(), unit.in_integers(*args).long()
     away = (exact - fixed).abs()
-    multipliers, shift = unit.multipliers.values, unit.multipliers.shift
+    multipliers, shift = unit.fixed
     return Row(
         name=name,
         outputs=fixed.numel(),

@@ -133,6 +133,7 @@ class Multipliers(nn.Module):
         super().__init__()
         self.rounding, self.count = rounding, len(ratios)
         largest = torch.stack(torch.broadcast_tensors(*(r.abs() for r in ratios))).amax(0)
+        largest = largest.clamp(min=2.0**-100)  # a channel may be multiplied by 0
         _, shift = map(torch.as_tensor, fixed_point_multiplier(largest))
         shift = shift - (31 - bits)  # of ``fixed_point_multiplier``, whose integers have 31 bits
         if (shift < 0).any():
@@ -192,6 +193,7 @@ class Requantize(nn.Module):
         low, high = (torch.round(v / grid.scale) + grid.zero_point for v in (real.low, real.high))
         self.register_buffer("low", low.clamp(grid.n, grid.p).long())
         self.register_buffer("high", high.clamp(grid.n, grid.p).long())
+        self.fixed = self.multipliers.values, self.multipliers.shift
         self.cuts = bool((low >= grid.n).all()), bool((high <= grid.p).all())
 
     def forward(self, *xs: Tensor) -> Tensor:
