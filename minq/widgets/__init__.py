@@ -26,6 +26,7 @@ _HOME = {
     "Descent": "descent",
     "RangePull": "range_pull",
     "MethodChoice": "method_choice",
+    "TwoPaths": "two_paths",
 }
 __all__ = list(_HOME)
 
