@@ -9,32 +9,55 @@ from __future__ import annotations
 import argparse
 import functools
 import http.server
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+from jupyter_cache import get_cache
+from jupyter_cache.executors import load_executor
+
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
+CACHE = ROOT / "_build" / ".jupyter_cache"
 STAMP = ROOT / "_build" / ".built"
 SKIPPED = ("__pycache__", ".ipynb_checkpoints")
 
 
-def sources() -> list[Path]:
-    """All that a page can depend on."""
+def changed(*folders: str) -> float:
+    """When a file in one of the folders, or what both depend on, last changed, came or went."""
     found = [ROOT / "_config.yml", ROOT / "requirements.txt"]
-    for folder in ("book", "minq"):
+    for folder in folders:
         found += [p for p in (ROOT / folder).rglob("*") if not set(SKIPPED) & set(p.parts)]
-    return found
+    return max(p.stat().st_mtime for p in found)
 
 
 def is_stale() -> bool:
-    """Whether a source changed, came or went since the last build without warnings."""
-    return not STAMP.exists() or max(p.stat().st_mtime for p in sources()) > STAMP.stat().st_mtime
+    """Whether a source changed since the last build without warnings."""
+    return not STAMP.exists() or changed("book", "minq") > STAMP.stat().st_mtime
+
+
+def run_notebooks() -> None:
+    """Run the notebooks side by side, into the cache that the pages are made from.
+
+    What ran with the code and the results as they are is kept. A notebook that fails runs once
+    more while its page is made, and is reported there.
+    """
+    made = CACHE / "__version__.txt"  # written once, with the cache
+    if made.exists() and made.stat().st_mtime < changed("minq", "book/results", "book/_assets"):
+        shutil.rmtree(CACHE)
+    cache = get_cache(CACHE)
+    for path in sorted((ROOT / "book").glob("*.ipynb")):
+        cache.add_nb_to_project(path)
+    timeout = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["execute"]["timeout"]
+    load_executor("local-parallel", cache).run_and_cache(timeout=timeout)
 
 
 def build() -> None:
     """Run every notebook and write every page; a warning is an error."""
     STAMP.unlink(missing_ok=True)
+    run_notebooks()
     command = "from jupyter_book.cli.main import main; main()"  # there is no `python -m`
     arguments = ["build", str(ROOT / "book"), "-W", "-n", "--keep-going", "--all"]
     subprocess.run([sys.executable, "-c", command, *arguments], cwd=ROOT, check=True)
