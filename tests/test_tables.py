@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from minq import tables, zoo
+from minq import zoo
+from minq.tables import small as tables
 
 
 def stored(table):

@@ -236,7 +236,8 @@ export function widget({ model, el }) {
   /** An animation that runs only on screen: step(seconds since the last call). */
   w.loop = step => {
     let id = 0, last = 0, shown = true;
-    const run = now => { step(Math.min(0.1, (now - last) / 1000)); last = now; id = a.playing && shown ? requestAnimationFrame(run) : 0; };
+    // A frame's time may lie before the moment that asked for it.
+    const run = now => { step(Math.min(0.1, Math.max(0, now - last) / 1000)); last = now; id = a.playing && shown ? requestAnimationFrame(run) : 0; };
     const wake = () => { if (a.playing && shown && !id) { last = performance.now(); id = requestAnimationFrame(run); } };
     const a = { playing: false, play() { a.playing = true; wake(); }, pause() { a.playing = false; cancelAnimationFrame(id); id = 0; } };
     const seen = new IntersectionObserver(entries => { shown = entries.at(-1).isIntersecting; wake(); });

@@ -1,20 +1,7 @@
-"""python -m minq.tables: measure the results that the book shows, into book/results/.
-
-    python -m minq.tables ptq     table 1 on the eight small networks, naive rounding and pipeline
-    python -m minq.tables hero    EfficientNet-Lite0: what each step of the pipeline is worth
-    python -m minq.tables best    EfficientNet-Lite0: the best settings, on more pictures
-    python -m minq.tables rates   learning rates for table 2, chosen on the validation split
-    python -m minq.tables qat     table 2 on the eight small networks
-    python -m minq.tables length  two of its networks, trained four times as long
-    python -m minq.tables norm    three ways to treat batch norm while training
-    python -m minq.tables start   what training starts from: equalization, ranges, biases
-
-A run that was stopped goes on where it ended: a cell that is in the file is not measured again.
-"""
+"""The results on small networks, and on EfficientNet-Lite0, that the book shows."""
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import functools
 import json
@@ -36,7 +23,7 @@ from minq.graph import capture, flat
 from minq.ptq.pipeline import ptq
 from minq.qat.pipeline import finish, prepare, qat
 
-RESULTS = Path(__file__).parents[1] / "book" / "results"
+RESULTS = Path(__file__).parents[2] / "book" / "results"
 
 CONFIGURATIONS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A8": (3, 8), "W2A8": (2, 8)}
 
@@ -396,18 +383,3 @@ def write(path: Path, result: dict[str, Any]) -> None:
     lines = ",\n  ".join(json.dumps(r) for r in result["records"])
     text = json.dumps(head, indent=1)[:-2] + f',\n "records": [\n  {lines}\n ]\n}}\n'
     write_whole(path, lambda part: part.write_text(text))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m minq.tables", description=__doc__)
-    parser.add_argument("table", nargs="*", help=f"{', '.join(TABLES)}; by default all")
-    parser.add_argument("--limit", type=int, help="stop after so many cells")
-    arguments = parser.parse_args()
-    for table in arguments.table or TABLES:
-        if table not in TABLES:
-            parser.error(f"there is no table {table!r}; there are {', '.join(TABLES)}")
-        measure(table, limit=arguments.limit)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,11 @@
+"""The tables of the book and of the paper: what was measured, and the commands that measure it."""
+
+from minq._lazy import lazily
+
+__all__, __getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "small": "TABLES measure CONFIGURATIONS NAIVE TEST CALIBRATION HERO_TEST HERO_CALIBRATION "
+        "BEST_TEST BEST_CALIBRATION RATES RANGE_RATE RATE_STEPS BATCH",
+    },
+)

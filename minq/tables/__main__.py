@@ -1,0 +1,34 @@
+"""python -m minq.tables: measure the results that the book shows, into book/results/.
+
+    python -m minq.tables ptq     table 1 on the eight small networks, naive rounding and pipeline
+    python -m minq.tables hero    EfficientNet-Lite0: what each step of the pipeline is worth
+    python -m minq.tables best    EfficientNet-Lite0: the best settings, on more pictures
+    python -m minq.tables rates   learning rates for table 2, chosen on the validation split
+    python -m minq.tables qat     table 2 on the eight small networks
+    python -m minq.tables length  two of its networks, trained four times as long
+    python -m minq.tables norm    three ways to treat batch norm while training
+    python -m minq.tables start   what training starts from: equalization, ranges, biases
+
+A run that was stopped goes on where it ended: a cell that is in the file is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from minq.tables.small import TABLES, measure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m minq.tables", description=__doc__)
+    parser.add_argument("table", nargs="*", help=f"{', '.join(TABLES)}; by default all")
+    parser.add_argument("--limit", type=int, help="stop after so many cells")
+    arguments = parser.parse_args()
+    for table in arguments.table or TABLES:
+        if table not in TABLES:
+            parser.error(f"there is no table {table!r}; there are {', '.join(TABLES)}")
+        measure(table, limit=arguments.limit)
+
+
+if __name__ == "__main__":
+    main()
