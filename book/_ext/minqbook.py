@@ -12,10 +12,19 @@ from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
 
-# One icon of FontAwesome's script: name:[width,height,[aliases],"code point",path or [paths]].
-ICON = re.compile(
-    r'(?:"([\w-]+)"|\b(\w+)):\[\d+,\d+,\[([^\]]*)\],"[0-9a-f]*",(?:"[^"]*"|\[[^\]]*\])\],?'
+# What MathJax needs for TeX; its stock bundle brings a menu of half a megabyte.
+MATHJAX = (
+    "startup.js",
+    "core.js",
+    "input/tex.js",
+    "input/tex/extensions/boldsymbol.js",
+    "output/chtml.js",
+    "output/chtml/fonts",
+    "a11y/assistive-mml.js",
 )
+UNUSED = ("scripts/fontawesome.js",)  # the style sheet shows the same icons with a font
+DEPRECATED = (' role="doc-biblioentry"', ' role="list"')  # of the references
+SEARCH = ("searchtools.js", "language_data.js", "searchindex.js")  # for the page of results alone
 MARKUP = re.compile(r"[\\|*`]|_(?!\w)")  # what plain text must escape in reStructuredText
 # A page on a disk may not fetch its neighbours, so the search there shows titles without excerpts.
 NO_EXCERPTS = (
@@ -99,30 +108,27 @@ def warn_missing_alt(app, doctree, docname):
 
 
 def local_assets(app, exception):
-    """Copy the used part of MathJax, patch two scripts, keep only the icons some page shows."""
+    """Copy the used parts of MathJax, patch two scripts, drop what no page or only one needs."""
     if exception is not None or app.builder.format != "html":
         return
-    static = Path(app.outdir, "_static")
+    out = Path(app.outdir)
     mathjax = Path(find_spec("sphinx-mathjax-offline").submodule_search_locations[0])
     mathjax /= "static/mathjax"
-    fonts = "output/chtml/fonts"
-    shutil.copytree(mathjax / fonts, static / "mathjax" / fonts, dirs_exist_ok=True)
-    shutil.copy(mathjax / "tex-chtml.js", static / "mathjax")
-
+    for part in MATHJAX:
+        target = out / "_static/mathjax" / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (mathjax / part).is_dir() else shutil.copy
+        copy(mathjax / part, target, **({"dirs_exist_ok": True} if copy is shutil.copytree else {}))
     for name, old, new in PATCHES:
-        path = static / name
+        path = out / "_static" / name
         path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
-
-    script = static / "scripts/fontawesome.js"
-    sources = [*Path(app.outdir).glob("**/*.html"), *static.glob("**/*.js")]
-    text = "".join(p.read_text("utf-8") for p in sources if p != script)
-    used = set(re.findall(r"\bfa-([a-z0-9-]+)", text))
-
-    def keep(match):
-        names = {match[1] or match[2], *re.findall(r'"([^"]+)"', match[3])}
-        return match[0] if names & used else ""
-
-    script.write_text(ICON.sub(keep, script.read_text("utf-8")), "utf-8")
+    for page in out.glob("*.html"):
+        text = page.read_text("utf-8")
+        for tag in UNUSED if page.name == "search.html" else UNUSED + SEARCH:
+            text = re.sub(rf"\s*<script[^>]* src=\"[^\"]*{tag}[^>]*></script>", "", text)
+        for role in DEPRECATED:
+            text = text.replace(role, "")
+        page.write_text(text, "utf-8")
 
 
 def setup(app):

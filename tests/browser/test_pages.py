@@ -4,7 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from bookpage import toc_pages
+
+# Success criteria of WCAG 2.2 up to level AA.
+WCAG = {
+    "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"],
+    "resultTypes": ["violations"],
+    "preload": False,  # what it fetches again would look like a missing file
+}
 
 # Pictures without a text twin, and controls without a name.
 SILENT = """() => {
@@ -42,6 +50,9 @@ def test_page_loads_quietly(open_page, toc_page, over, dark):
     wrong = page.page.locator("mjx-merror, mjx-container [style*='color: red']").all()
     assert not wrong, f"formulas that MathJax cannot read: {[e.inner_text() for e in wrong]}"
     assert page.page.evaluate(SILENT) == []
+    if over == "http":
+        found = Axe().run(page.page, options=WCAG)
+        assert not found.response["violations"], found.generate_report()
     if folder := os.environ.get("MINQ_SCREENSHOTS"):
         name = f"{toc_page}-{'dark' if dark else 'light'}.png"
         page.page.screenshot(path=Path(folder, name), full_page=True)
@@ -110,6 +121,11 @@ def test_widgets_are_ready_soon(open_page, toc_page, measure):
         numbers = {"widgets": len(widgets), "ready_s": ready / 1e3, "page_mb": weight / 1e6}
         measure(f"ready-{toc_page}", **numbers)
         assert ready < 15_000
+        scripts = page.page.evaluate(
+            "performance.getEntriesByType('resource').filter(e => /\\.js(\\?|$)/.test(e.name))"
+            ".map(e => e.decodedBodySize)"
+        )
+        assert scripts and 0 < sum(scripts) < 1e6, "a page loads less than 1 MB of scripts"
 
 
 @pytest.mark.parametrize("over", ["http", "file"])
