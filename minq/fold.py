@@ -1,4 +1,8 @@
-"""Batch-norm folding: equations 9 to 12 of the paper."""
+"""Folding: what is known before the network runs goes into the layers.
+
+Batch norms are equations 9 to 12 of the paper; constants and sums of stacks are what libraries
+write in other words.
+"""
 
 from __future__ import annotations
 
@@ -86,3 +90,74 @@ def fold_batch_norms(gm: GraphModule) -> GraphModule:
         node.replace_all_uses_with(layer)
         gm.graph.erase_node(node)
     return graph.tidy(gm)
+
+
+def fold_constants(gm: GraphModule) -> GraphModule:
+    """Compute once what parameters alone decide; ``gm`` is changed and returned.
+
+    Such as a weight of length 1 (weight normalization), or shares that sum to 1 (EfficientDet's
+    fusion of resolutions). The result is a parameter; a single number that something is multiplied
+    or divided by goes into the graph. What only shows a parameter in another shape stays.
+    """
+    import torch
+    from torch import fx
+
+    from minq import graph
+
+    made: set[fx.Node] = set()
+
+    def value(node: fx.Node) -> torch.Tensor:
+        return graph.get(gm, node.target).detach()
+
+    for node in list(gm.graph.nodes):
+        inputs, kind = node.all_input_nodes, graph.op(node)
+        if kind in ("mul", "div") and node.args[1] in made and value(node.args[1]).numel() == 1:
+            if value(node.args[1]).ndim <= len(graph.shape_of(node.args[0])):
+                node.args = (node.args[0], value(node.args[1]).item(), *node.args[2:])
+                continue
+        if node.op != "call_function" or kind in graph.LAYERS | graph.PRODUCTS:
+            continue
+        if not inputs or any(x.op != "get_attr" for x in inputs) or not graph.is_float(node):
+            continue
+        if kind in graph.TRANSPARENT and made.isdisjoint(inputs):
+            continue
+        with torch.no_grad():
+            result = node.target(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))
+        name = graph.unused(gm, f"{inputs[0].target}_{kind}")
+        graph.put(gm, name, result)
+        with gm.graph.inserting_before(node):
+            new = gm.graph.get_attr(name)
+        new.meta.update(node.meta)
+        node.replace_all_uses_with(new)
+        gm.graph.erase_node(node)
+        made.add(new)
+    return graph.tidy(gm)
+
+
+def add_stacked(gm: GraphModule) -> GraphModule:
+    """a + b + ... in place of the sum over a stack of them; ``gm`` is changed and returned."""
+    import torch
+
+    from minq import graph
+
+    for node in list(gm.graph.nodes):
+        if graph.op(node) != "sum" or graph.op(stack := node.args[0]) != "stack":
+            continue
+        dims, over = len(graph.shape_of(stack)), graph.argument(node, 1, "dim") or ()
+        along = graph.argument(stack, 1, "dim", 0) % dims
+        keeps = len(node.args) > 2 or node.kwargs or len(stack.users) > 1
+        if keeps or [k % dims for k in over] != [along]:
+            continue
+        total, *rest = stack.args[0]
+        with gm.graph.inserting_before(node):
+            for x in rest:
+                total = gm.graph.call_function(torch.ops.aten.add.Tensor, (total, x))
+                total.meta.update(node.meta)
+        node.replace_all_uses_with(total)
+        gm.graph.erase_node(node)
+    return graph.tidy(gm)
+
+
+def fold(gm: GraphModule) -> GraphModule:
+    """All of these steps; ``gm`` is changed and returned."""
+    return add_stacked(fold_constants(fold_batch_norms(gm)))

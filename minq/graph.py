@@ -55,15 +55,25 @@ TRANSPARENT = frozenset(
 def op(node: fx.Node) -> str:
     """The operator's short name, "conv2d"; "" for what is not a call.
 
-    A product with a plain number only changes the scale, so it is called "rescale".
+    A product with a plain number only changes the scale, so it is called "rescale"; so is one with
+    the constants that ``minq.ptq.smooth`` leaves behind.
     """
     if node.op != "call_function":
         return ""
     packet = getattr(node.target, "overloadpacket", node.target)
     name = packet.__name__
-    if name in ("mul", "div") and not all(isinstance(a, fx.Node) for a in node.args[:2]):
-        return "rescale"
+    if name in ("mul", "div"):
+        numbers = [a for a in node.args[:2] if not isinstance(a, fx.Node) or _is_smoothing(a)]
+        name = "rescale" if numbers else name
     return "softmax" if name == "_softmax" else name
+
+
+SMOOTHING = "smoothing"
+"""The last part of the name of such a constant."""
+
+
+def _is_smoothing(node: fx.Node) -> bool:
+    return node.op == "get_attr" and str(node.target).endswith(SMOOTHING)
 
 
 def is_float(node: Any) -> bool:
@@ -245,10 +255,17 @@ def own_weight(gm: fx.GraphModule, node: fx.Node) -> None:
 
 def unused(gm: nn.Module, name: str) -> str:
     """The name itself, or with a number behind it where it is taken."""
-    taken = {k for k, _ in gm.named_modules()} | {k for k, _ in gm.named_parameters()}
     path, _, leaf = name.rpartition(".")
     numbered = (f"{path}_{k}.{leaf}" if path else f"{leaf}_{k}" for k in count(1))
-    return next(n for n in chain([name], numbered) if n not in taken)
+    return next(n for n in chain([name], numbered) if not _taken(gm, n))
+
+
+def _taken(gm: nn.Module, name: str) -> bool:
+    """Whether a module, a parameter or a buffer has that name."""
+    try:
+        return isinstance(get(gm, name), (nn.Module, Tensor))
+    except AttributeError:
+        return False
 
 
 def tidy(gm: fx.GraphModule) -> fx.GraphModule:
@@ -377,6 +394,11 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
     for node in list(graph.nodes):
         if node.op == "call_module" and node.target == "_guards_fn":
             graph.erase_node(node)
+        elif op(node) == "_assert_tensor_metadata":
+            graph.erase_node(node)
+        elif op(node) == "to" and _same_kind(node, node.args[0]):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
         elif op(node) in ("dropout", "feature_dropout", "detach_", "lift_fresh_copy", "alias"):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)  # what draws random numbers is never taken for dead code
@@ -393,6 +415,11 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
                     user.replace_input_with(node.args[0], node)
                 later = later or user is node
     return tidy(gm)
+
+
+def _same_kind(a: fx.Node, b: fx.Node) -> bool:
+    a, b = a.meta["val"], b.meta["val"]
+    return (a.dtype, a.device, a.layout) == (b.dtype, b.device, b.layout)
 
 
 def _old_batch_norm(graph: fx.Graph, node: fx.Node) -> None:

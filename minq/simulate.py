@@ -18,12 +18,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from minq import graph
+from minq import graph, ranges
 from minq.quantizer import Estimator, Quantizer
 
 _COMPUTING = graph.LAYERS | graph.PRODUCTS | graph.FUSED | graph.OTHERS
@@ -48,7 +49,8 @@ def insert_quantizers(
     symmetric: activations too get a signed grid without zero-point.
     skip: layers that stay in float, by name or pattern, as ``"classifier"`` or ``"features.0.*"``.
     layers: other settings for some layers, {pattern: {"weights": 4, "activations": 8,
-        "per_channel": True, "symmetric": True}}; the first pattern that fits counts.
+        "per_channel": True, "symmetric": True, "groups": 8}}; the first pattern that fits counts.
+        groups: the last axis of the activation gets so many ranges, see ``ranges.grouped``.
 
     Quantizers are submodules, ``features.0.0.weight_quantizer`` and ``features.0.2.quantizer``.
     Raises ValueError for a pattern that fits nothing.
@@ -135,6 +137,9 @@ def place(node: fx.Node) -> str:
 # --- Which quantizer, and where -------------------------------------------------------------------
 
 
+_WHOLE = {"axis": None, "group": None}
+
+
 class _Plan:
     """The settings of each layer, and which patterns were used."""
 
@@ -147,6 +152,7 @@ class _Plan:
             "activations": activations,
             "per_channel": per_channel,
             "symmetric": symmetric,
+            "groups": None,
         }
         for pattern, setting in self.layers.items():
             if unknown := set(setting) - set(self.default):
@@ -187,8 +193,19 @@ class _Plan:
         setting = self.setting(node)
         if setting["activations"] is None or self.skips(node):
             return None
-        both = setting["symmetric"]
-        return Quantizer(setting["activations"], signed=both, symmetric=both, estimator=estimator)
+        both, groups = setting["symmetric"], setting["groups"]
+        quantizer = Quantizer(
+            setting["activations"],
+            signed=both,
+            symmetric=both,
+            axis=None if groups is None else -1,
+            estimator=estimator,
+        )
+        if groups is not None:
+            quantizer.estimate = partial(
+                ranges.grouped, groups=groups, estimate=partial(quantizer.estimate, **_WHOLE)
+            )
+        return quantizer
 
     def check(self) -> None:
         unused = [p for p, hit in self.skip.items() if not hit]

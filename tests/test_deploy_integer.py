@@ -155,6 +155,49 @@ def test_edges_carry_integers_of_the_fewest_bytes():
     assert sum(b.numel() for b in program.buffers()) > 0
 
 
+OFTEN_WRITTEN = {
+    "a mask of the scores": (Attention, torch.tensor([[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 8, 9]])),
+    "padding in front of a maximum": (
+        lambda: Lambda(
+            lambda m, x: nn.functional.max_pool2d(
+                nn.functional.pad(m.conv(x), (0, 1, 0, 1), value=float("-inf")), 3, 2
+            ),
+            conv=nn.Conv2d(3, 4, 1),
+        ),
+        noise(2, 3, 8, 8),
+    ),
+    "branches of branches": (
+        lambda: Lambda(
+            lambda m, x: torch.cat([torch.cat([m.a(x), m.b(x).relu()], 1), m.a(x)], 1),
+            a=nn.Conv2d(3, 4, 1),
+            b=nn.Conv2d(3, 2, 1),
+        ),
+        noise(2, 3, 8, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OFTEN_WRITTEN)
+def test_what_the_real_networks_write_has_an_integer_form(name):
+    make, x = OFTEN_WRITTEN[name]
+    torch.manual_seed(0)
+    assert not assert_same(quantized(make().eval(), x), x).islands
+
+
+def test_a_masked_score_counts_for_nothing():
+    """Also beside scores that are all at the lower end."""
+    grid = kernels.Quantize(torch.tensor(2.0**-8).double(), torch.tensor(0.0).double(), 0, 255)
+    unit = Softmax(
+        lambda x: x.softmax(-1), torch.tensor(0.01).double(), 0, grid, False,
+        dim=-1, low=-4200, high=255,
+    )  # fmt: skip
+    assert unit(torch.tensor([[-4200, 0, 0], [-4200, 255, -4200]])).tolist() == [
+        [0, 128, 128],
+        [0, 255, 0],
+    ]
+    assert len(unit.table) < 2000
+
+
 def test_what_has_no_integer_form_is_an_island_and_is_named():
     q = quantized(network("norms")[0], noise(4, 3, 8, 8))
     islands = minq.to_integer(q).islands
@@ -163,11 +206,6 @@ def test_what_has_no_integer_form_is_an_island_and_is_named():
         "instance_norm",
         "hardtanh",
     }
-    x = torch.randint(0, 11, (4, 6))
-    model = settle(Attention())  # its mask of -infinity is on no grid
-    net = minq.to_integer(quantized(model, x))
-    assert set(net.islands) == {"softmax"}
-    assert_same(quantized(model, x), x)
 
 
 def test_a_layer_without_quantizers_is_an_island():

@@ -5,8 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import Lambda, noise
+from torch import nn
 
-from minq.fold import fold_batch_norm
+import minq
+from minq import graph
+from minq.fold import add_stacked, fold_batch_norm, fold_constants
 
 
 @given(seed=st.integers(0, 2**32 - 1), bias=st.booleans(), epsilon=st.sampled_from([1e-5, 1e-3]))
@@ -48,3 +52,62 @@ def test_bad_input_is_refused(change, words):
     )  # fmt: skip
     with pytest.raises(ValueError, match=words):
         fold_batch_norm(**{**good, **change})
+
+
+# --- Constants and stacks -------------------------------------------------------------------------
+
+
+def operators(gm):
+    return [graph.op(node) for node in gm.graph.nodes if node.op == "call_function"]
+
+
+def fusion(m, x):
+    """Two branches in shares that are learned, as EfficientDet's."""
+    shares = m.shares.relu()
+    branches = [m.a(x), m.b(x)]
+    parts = [y * shares[i] / (shares.sum() + 1e-4) for i, y in enumerate(branches)]
+    return torch.stack(parts, dim=-1).sum(dim=-1)
+
+
+def test_shares_become_numbers_and_a_stack_a_sum():
+    shares = nn.Parameter(torch.tensor([0.5, 2.0]))
+    model = Lambda(fusion, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 4, 1), shares=shares)
+    x = noise(2, 3, 5, 5)
+    gm = add_stacked(fold_constants(minq.capture(model, x)))
+    assert operators(gm) == ["conv2d", "conv2d", *["rescale"] * 4, "add"]
+    assert {name for name, _ in gm.named_parameters()} == {
+        "a.weight", "a.bias", "b.weight", "b.bias"
+    }  # fmt: skip
+    with torch.no_grad():
+        torch.testing.assert_close(gm(x), model(x), rtol=1e-6, atol=1e-6)
+    q = minq.ptq(model, x, rounding="nearest")
+    assert not minq.deploy.integer.to_integer(q).islands
+
+
+def test_a_weight_that_is_computed_becomes_one():
+    linear = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    x = noise(5, 4)
+    gm = fold_constants(minq.capture(linear, x))
+    assert operators(gm) == ["linear"] and len(graph.layers(gm)) == 1
+    with torch.no_grad():
+        torch.testing.assert_close(gm(x), linear(x))
+    assert all(p.requires_grad for p in gm.parameters())
+
+
+def test_a_parameter_that_is_only_moved_stays():
+    model = Lambda(lambda m, x: x + m.table[1:3], table=nn.Parameter(noise(4, 3)))
+    gm = fold_constants(minq.capture(model, noise(2, 2, 3)))
+    assert [name for name, _ in gm.named_parameters()] == ["table"]
+
+
+@pytest.mark.parametrize("function", [
+    lambda m, x: torch.stack([x, 2 * x]).sum(0, keepdim=True),
+    lambda m, x: torch.stack([x, 2 * x]).sum(1),
+    lambda m, x: torch.stack([x, 2 * x]).sum(),
+    lambda m, x: (s := torch.stack([x, x])).sum(0) + s[0],
+], ids=["kept", "another dimension", "all", "read twice"])  # fmt: skip
+def test_other_sums_stay(function):
+    x = noise(3, 4)
+    gm = add_stacked(minq.capture(Lambda(function), x))
+    assert "stack" in operators(gm)
+    assert torch.equal(gm(x), Lambda(function)(x))

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 import minq
 from minq import graph
-from minq.ptq.walk import Walk, sample_rows
+from minq.ptq.walk import Again, Integers, Walk, sample_rows
 from minq.simulate import is_quantizer, quantizers
 
 
@@ -87,6 +87,33 @@ def test_both_streams_at_every_node(model, x):
         same(walk.outputs[1], [gm(b) for b in batches])
         stages(gm, "off")
         same(walk.outputs[0], [gm(b) for b in batches])
+
+
+@pytest.mark.parametrize("bits", [8, 9])
+@pytest.mark.parametrize("model, x", [pytest.param(m, x, id=k) for k, m, x in nets()])
+def test_values_too_large_to_keep_are_computed_again(model, x, bits):
+    """Bit for bit, and those behind a quantizer of up to 8 bits are kept in bytes."""
+    gm = quantized(model, x, x, bits)
+    stages(gm, "frozen")
+    batches = graph.batches_of(gm, [x[:2], x[2:]])
+    large, small, kinds = Walk(gm, batches), Walk(gm, batches, kept=0), set()
+    for node, again in zip(large, small, strict=True):
+        assert node is again
+        for run in ("exact", "quantized"):
+            for source in node.all_input_nodes:
+                if source in (values := getattr(small, run)):
+                    same(list(values[source]), list(getattr(large, run)[source]))
+                    kinds.add(type(values[source]))
+    assert Again in kinds and (Integers in kinds) == (bits == 8)
+    same(*(list(map(list, walk.outputs)) for walk in (large, small)))
+
+
+def test_only_a_few_layers_are_computed_again():
+    gm = minq.capture(nn.Sequential(*[nn.Linear(5, 5) for _ in range(12)]), noise(3, 5))
+    walk, deepest = Walk(gm, graph.batches_of(gm, noise(3, 5)), kept=0), 0
+    for node in walk:
+        deepest = max(deepest, getattr(walk.exact[node], "layers", 0))
+    assert 2 <= deepest <= 4
 
 
 def test_a_quantizer_turned_on_during_the_walk_counts_from_there():

@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_leaves
 from minq import graph
 from minq.affine import _align
 from minq.deploy import kernels
-from minq.deploy.normalize import LayerNorm, Softmax
+from minq.deploy.normalize import NOTHING, LayerNorm, Softmax
 from minq.mac import accumulator_bits_of, bits_for
 from minq.quantizer import Quantizer
 from minq.simulate import is_quantizer, place
@@ -372,6 +372,8 @@ class Compiler:
 
     def _rescale(self, node: fx.Node) -> Sum:
         a, b = node.args[:2]
+        if isinstance(a, fx.Node) and isinstance(b, fx.Node):  # a factor for each channel
+            return _scaled(self._summand(a), self._values(b))
         if isinstance(a, fx.Node):
             name = getattr(node.target, "overloadpacket", node.target).__name__
             return _scaled(self._summand(a), float(b) if name == "mul" else 1 / float(b))
@@ -454,7 +456,7 @@ class Compiler:
     def _pieces(self, node: fx.Node) -> Pieces:
         parts = [self.forms[a] for a in node.args[0]]
         parts = [self._summand_of(p) if isinstance(p, Constant) else p for p in parts]
-        if not all(isinstance(p, Sum | Function | Normalized | Real) for p in parts):
+        if not all(isinstance(p, Sum | Pieces | Function | Normalized | Real) for p in parts):
             raise _Island("a part of it is not on a grid")
         rest = fx.map_arg((node.args[1:], dict(node.kwargs)), self._plain)
 
@@ -520,7 +522,7 @@ class Compiler:
             raise _Island("its input has several scales")
         kind = graph.op(node)
         if kind in ("constant_pad_nd", "pad", "masked_fill"):
-            others = self._filled(node, kind, others, x)
+            others, x = self._filled(node, kind, others, x)
         rest = fx.map_arg((tuple(others), dict(node.kwargs)), self._plain)
         if kind in _FLOAT_ONLY:
             new = self._module(place(node), kernels.Move(node.target), (x.node, *rest[0]), rest[1])
@@ -528,17 +530,23 @@ class Compiler:
             new = self.graph.call_function(node.target, (x.node, *rest[0]), rest[1])
         return Sum((replace(x, node=new),))
 
-    def _filled(self, node: fx.Node, kind: str, others: list, x: Term) -> list:
-        """The level of the value that fills up."""
+    def _filled(self, node: fx.Node, kind: str, others: list, x: Term) -> tuple[list, Term]:
+        """The level of the value that fills up, and the term that has room for it."""
         at, name = (2, "value") if kind in ("constant_pad_nd", "masked_fill") else (3, "value")
         if kind == "pad" and graph.argument(node, 2, "mode", "constant") != "constant":
-            return others
-        value = graph.argument(node, at, name, 0.0)
-        level = float(value or 0.0) / float(x.scale) + x.zero
-        if not x.low <= level <= x.high or level != round(level):
+            return others, x
+        value = float(graph.argument(node, at, name, 0.0) or 0.0)
+        readers = {graph.op(user) for user in node.users}
+        level = value / float(x.scale) + x.zero
+        if value == -math.inf and x.scale > 0 and readers <= {"max_pool1d", "max_pool2d"}:
+            level = x.low  # never larger than what is pooled with it
+        elif value == -math.inf and x.scale > 0 and readers == {"softmax"}:
+            level = x.low - math.ceil(NOTHING / float(x.scale))
+            x = replace(x, node=self.graph.call_method("int", (x.node,)), low=level)
+        elif not x.low <= level <= x.high or level != round(level):
             raise _Island(f"it fills up with {value}, which is not on the grid")
         padding = [*others, "constant"] if kind == "pad" and len(others) == 1 else others
-        return [*padding[: at - 1], int(level)]
+        return [*padding[: at - 1], int(level)], x
 
     # --- rounding, and coming back to real numbers ------------------------------------------------
 
@@ -586,7 +594,10 @@ class Compiler:
 
     def _real_or_plain(self, node: fx.Node) -> fx.Node:
         form = self.forms[node]
-        return form.node if isinstance(form, Plain) else self._real(form)
+        if not isinstance(form, Plain):
+            return self._real(form)
+        double = graph.is_float(node)  # such as shares of an average, counted from a mask
+        return self.graph.call_method("double", (form.node,)) if double else form.node
 
     def _any(self, node: fx.Node) -> fx.Node:
         """A node of that shape."""

@@ -18,6 +18,9 @@ from minq.deploy.kernels import Arithmetic, Multipliers, Quantize
 FRACTION = 24
 """Bits behind the point of an exponential, and of a normalized value."""
 
+NOTHING = 42.0
+"""exp(-42) < 2^-60: beside 1, nothing even in double precision. So far down a masked score lies."""
+
 
 def divide_half_even(a: Tensor, b: Tensor) -> Tensor:
     """round(a / b), b > 0, ties to even; int64, 2 |a| and 2 b below 2^63.
@@ -89,7 +92,8 @@ class Softmax(Normalize):
     def __init__(self, function, scale, zero, grid, exact, *, dim: int, low: int, high: int):
         super().__init__(function, scale, zero, grid, exact)
         self.dim = dim
-        steps = torch.arange(high - low + 1).double()
+        end = math.ceil((FRACTION + 1) * math.log(2) / float(scale.abs())) + 1  # from here on 0
+        steps = torch.arange(min(high - low, end) + 1).double()
         table = torch.round(2.0**FRACTION * torch.exp(-scale.abs() * steps)).long()
         self.register_buffer("table", table)
         mantissa, exponent = math.frexp(1 / float(grid.scale))
@@ -100,7 +104,8 @@ class Softmax(Normalize):
 
     def levels(self, x: Tensor) -> Tensor:
         x = x.long() if self.scale > 0 else -x.long()
-        e = self.table[x.amax(self.dim, keepdim=True) - x]
+        below = x.amax(self.dim, keepdim=True) - x
+        e = self.table[below.clamp(max=len(self.table) - 1)]
         total = e.sum(self.dim, keepdim=True) << self.shift
         return divide_half_even(e * self.multiplier, total) + self.grid.zero_point.long()
 

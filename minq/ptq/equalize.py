@@ -7,6 +7,8 @@ identity, ReLU, leaky ReLU), compute the same for every positive diagonal S:
 
 so S is free, and is chosen to make the weights easy to quantize with one scale for all channels.
 
+``smoothing_scales`` balances an activation with the weights that read it, in the same way.
+
 Weights are (outputs, inputs / groups, *kernel), as in torch; a linear layer is (outputs, inputs).
 With groups, input channel i is read only by the outputs of its own group.
 """
@@ -67,6 +69,34 @@ def equalization_scales(range1: Array, range2: Array) -> Array:
     # Two roots, because the quotient itself could overflow.
     s = xp.sqrt(xp.where(alive, range1, one)) / xp.sqrt(xp.where(alive, range2, one))  # eq. (24)
     return s
+
+
+def smoothing_scales(activations: Array, weights: Array, alpha: float = 0.5) -> Array:
+    """Scales between an activation and the weights that read it: s_i = a_i^alpha / r_i^(1 - alpha).
+
+    a_i is the largest value of channel i on data, r_i the range of the weights that read it (see
+    ``input_ranges``). The activation becomes x / s, the weights W S: with alpha = 1 all channels of
+    the activation are equal, with 0 all columns of the weights, with 1/2 both are sqrt(a_i r_i).
+    The scales are then divided by their geometric mean, which changes no grid but keeps numbers
+    small. A dead channel keeps s = 1. Xiao et al. 2023, "SmoothQuant".
+
+    >>> smoothing_scales([16.0, 1.0], [1.0, 1.0])
+    array([2. , 0.5])
+
+    Raises ValueError for alpha outside of [0, 1], negative ranges, or shapes that differ.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be from 0 (weights) to 1 (activations), not {alpha}")
+    equalization_scales(activations, weights)  # checks them
+    a = as_float(activations, "activations")
+    xp = namespace(a)
+    r = as_float(like(weights, a, a.dtype, "weights"), "weights")
+    alive = (a > 0) & (r > 0)
+    one = xp.ones_like(a)
+    log_s = alpha * xp.log(xp.where(alive, a, one)) - (1 - alpha) * xp.log(xp.where(alive, r, one))
+    if bool(xp.any(alive)):
+        log_s = log_s - xp.mean(log_s[alive])
+    return xp.where(alive, xp.exp(log_s), one)
 
 
 def scale_outputs(weight: Array, bias: Array | None, s: Array) -> tuple[Array, Array | None]:

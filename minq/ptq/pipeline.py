@@ -1,6 +1,6 @@
 """The standard pipeline of post-training quantization, figure 3 of the paper.
 
-    capture, fold batch norms                              any nn.Module becomes a graph
+    capture, fold batch norms and constants                any nn.Module becomes a graph
     equalize layers, absorb high biases                    chapter 7
     insert quantizers, set the ranges of the weights       chapters 5 and 6
     with data:    AdaRound, or bias correction             chapters 9 and 8
@@ -13,7 +13,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, fx, nn
 from minq import graph
 from minq._checks import check_count
 from minq._work import Bar, fingerprint, write_whole
-from minq.fold import fold_batch_norms
+from minq.fold import fold
 from minq.ptq import bias as bias_math
 from minq.ptq import channels
 from minq.ptq.adaround import adaround
@@ -92,7 +93,7 @@ def ptq(
     data = None if calibration is None else graph.as_batches(calibration)
     gm = graph.capture(model, example if data is None else data[0])
     batches = graph.batches_of(gm, [example] if data is None else data)
-    fold_batch_norms(gm)
+    fold(gm)
     if equalize:
         channels.equalize_graph(gm, relu6=relu6, reach=reach)
         if absorb:
@@ -196,18 +197,32 @@ def calibrate(
 def _set_activation_range(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
     quantizer = gm.get_submodule(node.target)
     values = walk.quantized[node.args[0]]
-    quantizer.observe()(_sample(values))
+    if quantizer.axis is None:
+        sample = _sample(values, walk.lengths)
+    else:  # every channel has extremes of its own
+        sample = torch.cat([v.detach().flatten(0, -2) for v in values])
+    quantizer.observe()(sample)
     quantizer.freeze()
 
 
-def _sample(values: list[Tensor], most: int = 2**18) -> Tensor:
-    """The extremes and an even selection of all values: enough to set a range by."""
-    flat = [v.detach().flatten() for v in values]
-    every = max(1, sum(v.numel() for v in flat) // most)
-    while math.gcd(every, flat[0].numel()) > 1:  # never in step with rows or channels
-        every += 1
-    ends = [torch.stack([v.min(), v.max()]) for v in flat]
-    return torch.cat([*(v[::every] for v in flat), *ends])
+def _sample(
+    values: Sequence[Tensor], lengths: list[int] | None = None, most: int = 2**18
+) -> Tensor:
+    """The extremes and an even selection of all values: enough to set a range by.
+
+    lengths: how many samples each batch has, by default equally many.
+    """
+    lengths = lengths or [1] * len(values)
+    every, picked, ends = 0, [], []
+    for v in values:
+        v = v.detach().flatten()
+        if not every:
+            every = max(1, v.numel() * sum(lengths) // lengths[0] // most)
+            while math.gcd(every, v.numel()) > 1:  # never in step with rows or channels
+                every += 1
+        picked.append(v[::every].clone())
+        ends.append(torch.stack(torch.aminmax(v)))
+    return torch.cat(picked + ends)
 
 
 def _has_rows(node: fx.Node) -> bool:
@@ -255,21 +270,29 @@ def _activation(gm: fx.GraphModule, node: fx.Node, groups: int) -> Callable | No
 def _correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
     """b - (E[y_hat] - E[y]), eq. (30), from this layer's outputs in both networks."""
     axis = -1 if graph.op(node) == "linear" else 1
-    pairs = zip(walk.exact[node], walk.advance(node), strict=True)
-    shifts = [bias_math.empirical_shift(y, y_hat, axis) for y, y_hat in pairs]
-    share = torch.tensor([float(y.numel()) for y in walk.exact[node]]).to(shifts[0])
+    shifts, share = [], []
+    for y, y_hat in zip(walk.exact[node], walk.advance(node), strict=True):
+        shifts.append(bias_math.empirical_shift(y, y_hat, axis))
+        share.append(float(y.numel()))
+    share = torch.tensor(share).to(shifts[0])
     shift = (torch.stack(shifts, -1) * share).sum(-1) / share.sum()
     graph.set_bias(gm, node, bias_math.correct_bias(graph.bias_of(gm, node), shift))
-    shape = [-1] + [1] * (walk.exact[node][0].ndim - 2) if axis == 1 else [-1]
-    walk.quantized[node] = [y_hat - shift.reshape(shape) for y_hat in walk.quantized[node]]
+    column = shift.reshape([-1] + [1] * (len(graph.shape_of(node)) - 2) if axis == 1 else [-1])
+    walk.renew(node, lambda y_hat: y_hat - column)
 
 
 # --- A file to go on from -------------------------------------------------------------------------
 
 
 def _settings_of(quantizer: Quantizer) -> str:
-    estimator = getattr(quantizer.estimate, "func", quantizer.estimate)
-    return f"{quantizer} {getattr(estimator, '__qualname__', type(estimator))}"
+    return f"{quantizer} {_name(quantizer.estimate)}"
+
+
+def _name(value: Any) -> str:
+    """The same in every run: an estimator has no other name than its function's."""
+    if isinstance(value, partial):
+        return f"{_name(value.func)} { ({k: _name(v) for k, v in value.keywords.items()}) }"
+    return getattr(value, "__qualname__", str(type(value))) if callable(value) else str(value)
 
 
 class _Store:

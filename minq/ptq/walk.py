@@ -7,15 +7,59 @@ outputs, and stops at each operator between the two, so that the step can act.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from minq import graph
+from minq.quantizer import Quantizer
 
-Batches = list[Any]
+Batches = Sequence[Any]
+
+KEPT = 2**27
+"""Bytes that the values of one operator may take, on all data together; twice as many for each
+layer more that would have to be computed again."""
+
+_CHAIN = 4
+"""Layers that are computed again for one value, at most."""
+
+
+class Again(Sequence):
+    """A value for each batch, computed whenever it is read: too large to be kept."""
+
+    def __init__(self, compute: Callable[[int], Any], count: int, layers: int) -> None:
+        self.compute, self.count, self.layers = compute, count, layers
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, k: int) -> Any:
+        if not 0 <= k < self.count:
+            raise IndexError(k)
+        return self.compute(k)
+
+
+class Integers(Sequence):
+    """The values behind a quantizer of up to 8 bits, each in one byte."""
+
+    def __init__(self, quantizer: Quantizer, values: Iterable[Tensor]) -> None:
+        scale, zero_point = (v.detach() for v in quantizer.grid())
+        self.scale, self.zero = scale, zero_point - quantizer.n
+        self.codes = []
+        for v in values:
+            self.dtype = v.dtype
+            self.codes.append((v / scale).round_().add_(self.zero).to(torch.uint8))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, k: int) -> Tensor:
+        x = self.codes[k].to(self.scale.dtype).sub_(self.zero).mul_(self.scale)  # eq. (6)
+        return x.to(self.dtype)
 
 
 class Walk:
@@ -31,7 +75,9 @@ class Walk:
         of those in ``gm``.
 
     A value is dropped after its last reader. Where nothing in front of an operator is quantized,
-    the two runs share one tensor.
+    the two runs share one tensor. Values of more than ``kept`` bytes on all data are not stored but
+    computed again for each reader, from a few layers further up; those that have passed a
+    quantizer are stored as its integers.
     """
 
     def __init__(
@@ -39,12 +85,16 @@ class Walk:
         gm: fx.GraphModule,
         batches: list[Batches],
         exact_parameters: dict[str, Tensor] | None = None,
+        *,
+        kept: int = KEPT,
     ) -> None:
-        self.gm, self.batches = gm, batches
+        self.gm, self.batches, self.kept = gm, batches, kept
         self.parameters = exact_parameters or {}
         self.exact: dict[fx.Node, Batches] = {}
         self.quantized: dict[fx.Node, Batches] = {}
         self.outputs: tuple[Any, Any] | None = None
+        # How many samples each batch has.
+        self.lengths = [len(_first_tensor(batch)) for batch in batches]
 
     def __iter__(self) -> Iterator[fx.Node]:
         nodes = list(self.gm.graph.nodes)
@@ -52,10 +102,7 @@ class Walk:
         places = iter(range(len(nodes)))
         for node in nodes:
             if node.op == "output":
-                self.outputs = tuple(
-                    [self._arguments(node.args[0], run, k) for k in range(len(self.batches))]
-                    for run in (self.exact, self.quantized)
-                )
+                self.outputs = self._run(node, self.exact), self._run(node, self.quantized)
                 return
             if node.op == "placeholder":
                 place = next(places)
@@ -79,32 +126,54 @@ class Walk:
                 self.quantized[node] = self._run(node, self.quantized)
         return self.quantized[node]
 
+    def renew(self, node: fx.Node, change: Callable[[Any], Any]) -> None:
+        """Follow a new bias: ``change`` is what it does to the values that are kept."""
+        if isinstance(values := self.quantized.pop(node), Again):
+            self.advance(node)
+        else:
+            self.quantized[node] = [change(v) for v in values]
+
     def _run(self, node: fx.Node, run: dict) -> Batches:
+        """The operator's values: a list, or what computes them again."""
         exact = run is self.exact
         if node.op == "call_module":
             module = self.gm.get_submodule(node.target)
-            x = run[node.args[0]]
-            return x if exact or module.stage == "off" else [module(v) for v in x]
-        if not exact and self._untouched(node):
+            if exact or module.stage == "off":
+                return run[node.args[0]]
+        elif not exact and node.op != "output" and self._untouched(node):
             return self.exact[node]
-        results = []
-        for k in range(len(self.batches)):
-            args = self._arguments(node.args, run, k)
-            kwargs = self._arguments(node.kwargs, run, k)
-            results.append(node.target(*args, **kwargs))
-        return results
+        args, kwargs, constants = node.args, node.kwargs, {}
+        for x in node.all_input_nodes:
+            if _constant(x) and x not in run:
+                constants[x] = self._parameter(x, exact)
+        values = {x: run[x] for x in node.all_input_nodes if x in run}
 
-    def _arguments(self, args: Any, run: dict, k: int) -> Any:
-        constants: dict[fx.Node, Any] = {}
+        def compute(k: int) -> Any:
+            here = constants | {x: v[k] for x, v in values.items()}
+            given = fx.map_arg((args, kwargs), here.__getitem__)
+            with torch.no_grad():
+                if node.op == "output":
+                    return given[0][0]
+                return (module if node.op == "call_module" else node.target)(*given[0], **given[1])
 
-        def value(node: fx.Node) -> Any:
-            if node in run:
-                return run[node][k]
-            if node not in constants:
-                constants[node] = self._parameter(node, run is self.exact)
-            return constants[node]
+        count = len(self.batches)
+        repeated = [v.layers for v in values.values() if isinstance(v, Again)]
+        if node.op == "output":
+            return Again(compute, count, 0) if repeated else [compute(k) for k in range(count)]
+        first = compute(0)
+        everything = chain([first], map(compute, range(1, count)))
+        if self._size(first) > self.kept:
+            if node.op == "call_module" and module.bits <= 8 and not module.scale.ndim:
+                return Integers(module, everything)
+            layers = max(repeated, default=0) + (graph.op(node) in graph.LAYERS | graph.PRODUCTS)
+            if layers <= _CHAIN and self._size(first) > self.kept << max(layers - 1, 0):
+                return Again(compute, count, layers)
+        return list(everything)
 
-        return fx.map_arg(args, value)
+    def _size(self, first: Any) -> int:
+        """Bytes of an operator's values on all data, from those of the first batch."""
+        tensors = [v for v in tree_leaves(first) if isinstance(v, Tensor)]
+        return sum(v.nbytes for v in tensors) * sum(self.lengths) // self.lengths[0]
 
     def _parameter(self, node: fx.Node, exact: bool) -> Tensor:
         """A parameter, through its quantizer in the quantized run."""
@@ -126,6 +195,10 @@ class Walk:
             elif self.exact[x] is not self.quantized[x]:
                 return False
         return True
+
+
+def _first_tensor(batch: Sequence[Any]) -> Tensor:
+    return next(v for v in batch if isinstance(v, Tensor) and v.ndim)
 
 
 def _constant(node: fx.Node) -> bool:

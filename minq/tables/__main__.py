@@ -1,4 +1,5 @@
-"""python -m minq.tables: measure the results that the book shows, into book/results/.
+"""python -m minq.tables --model resnet18 --data DIR: a row of the paper's tables, with real data;
+--help says more. Without --model: measure the results that the book shows, into book/results/.
 
     python -m minq.tables ptq     table 1 on the eight small networks, naive rounding and pipeline
     python -m minq.tables hero    EfficientNet-Lite0: what each step of the pipeline is worth
@@ -8,6 +9,8 @@
     python -m minq.tables length  two of its networks, trained four times as long
     python -m minq.tables norm    three ways to treat batch norm while training
     python -m minq.tables start   what training starts from: equalization, ranges, biases
+    python -m minq.tables minilm  two transformers at 8 bits: what helps against outliers
+    python -m minq.tables rows    the paper's eight networks at full size: time, memory, agreement
 
 A run that was stopped goes on where it ended: a cell that is in the file is not measured again.
 """
@@ -15,11 +18,17 @@ A run that was stopped goes on where it ended: a cell that is in the file is not
 from __future__ import annotations
 
 import argparse
+import sys
 
 from minq.tables.small import TABLES, measure
 
 
 def main() -> None:
+    if any(a.split("=")[0] == "--model" for a in sys.argv):
+        from minq.tables.real import main as measure_row
+
+        measure_row()
+        return
     parser = argparse.ArgumentParser(prog="python -m minq.tables", description=__doc__)
     parser.add_argument("table", nargs="*", help=f"{', '.join(TABLES)}; by default all")
     parser.add_argument("--limit", type=int, help="stop after so many cells")

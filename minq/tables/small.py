@@ -7,7 +7,8 @@ import functools
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -341,6 +342,12 @@ def start_cell(cell: dict[str, Any]) -> dict[str, float]:
 
 # --- Files ----------------------------------------------------------------------------------------
 
+
+def _later(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module that needs packages which the other tables do not."""
+    return lambda *args: getattr(import_module(f"minq.tables.{module}"), name)(*args)
+
+
 TABLES = {
     "fp32": (lambda: ({"network": name} for name in zoo.NAMES), fp32_cell),
     "ptq": (ptq_cells, ptq_cell),
@@ -351,6 +358,8 @@ TABLES = {
     "length": (length_cells, length_cell),
     "norm": (norm_cells, norm_cell),
     "start": (start_cells, start_cell),
+    "rows": (_later("full_size", "cells"), _later("full_size", "cell")),
+    "minilm": (_later("minilm", "cells"), _later("minilm", "cell")),
 }
 
 

@@ -27,6 +27,7 @@ _HOME = {
     "RangePull": "range_pull",
     "MethodChoice": "method_choice",
     "TwoPaths": "two_paths",
+    "OutlierMap": "outlier_map",
 }
 __all__ = list(_HOME)
 

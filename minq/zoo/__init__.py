@@ -17,6 +17,8 @@ __all__, __getattr__, __dir__ = lazily(
             "STRIDE_2 efficientnet_lite0 efficientnet_lite0_model efficientnet_lite0_weights "
             "imagenet_samples photo_crops same_convolution"
         ),
+        "sentence_encoder": "MiniLM minilm minilm_tokenizer tokenize windows",
+        "paraphrases": "sentence_pairs sentences",
         "data": "scenes",
         "text": "reviews spell",
         "models": "EfficientNetLite",

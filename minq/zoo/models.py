@@ -386,7 +386,10 @@ class Detector(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, written out: (B, T, width) to the same."""
+    """Multi-head self-attention, written out: (B, T, width) to the same.
+
+    hidden: (B, T), true for tokens that no token looks at, such as padding.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -395,12 +398,15 @@ class Attention(nn.Module):
         # A word first looks for the same word elsewhere; training takes it from there, much sooner.
         self.key.load_state_dict(self.query.state_dict())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         q, k, v = (
             f(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for f in (self.query, self.key, self.value)
         )
-        weights = torch.softmax(q @ k.transpose(2, 3) * q.shape[3] ** -0.5, 3)
+        scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
+        if hidden is not None:
+            scores = scores.masked_fill(hidden[:, None, None], -torch.inf)
+        weights = torch.softmax(scores, 3)
         return self.output((weights @ v).transpose(1, 2).flatten(2))
 
 
@@ -413,8 +419,8 @@ class EncoderLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm1(x + self.attention(x))
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        x = self.norm1(x + self.attention(x, hidden))
         return self.norm2(x + self.mlp(x))
 
 

@@ -1,0 +1,160 @@
+"""The eight networks of the paper's tables, from their libraries, on small inputs."""
+
+import json
+import warnings
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+import minq
+from minq import graph
+from minq.affine import sqnr
+from minq.deploy.onnx import load, to_onnx
+from minq.tables import rows
+from minq.tables.full_size import answers, compare
+from minq.tables.paper import paper_tables
+from minq.tables.rows import ROWS
+
+SIZES = {"inception_v3": 80, "efficientdet_d1": 128, "bert_base": 16}
+"""The smallest that all of their layers can work with; 64 for the others."""
+
+QUICK = {"weight_range": "min_max", "activation_range": "min_max", "rounding": "nearest"}
+
+IN_FLOAT = {name: [] for name in ROWS}
+"""Operators without an integer form: in no row."""
+
+LOUDER = {"inception_v3": (5, -5)}
+"""SQNR in dB that random weights must keep with W8A8 and W4A8, where it is not 14 and 3."""
+
+
+@cache
+def row(name):
+    """A row as a graph, and inputs."""
+    size = SIZES.get(name, 64)
+    x = ROWS[name].example(2, size)
+    return graph.capture(ROWS[name].build(size=size), x), x
+
+
+@cache
+def quantized(name, bits):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*is not among the operators that are quantized")
+        return minq.ptq(*row(name), weights=bits, progress=False, **QUICK)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_is_quantized_and_none_of_its_operators_is_unknown(name):
+    gm, x = row(name)
+    exact = answers(gm, x)
+    assert exact.isfinite().all() and exact.std() > 1e-3
+    for bits, least in zip((8, 4), LOUDER.get(name, (14, 3)), strict=True):
+        assert sqnr(exact, answers(quantized(name, bits), x)) > least
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_computes_in_integers_alone(name):
+    _, x = row(name)
+    net = minq.to_integer(quantized(name, 8), multipliers="float")
+    assert list(net.islands) == IN_FLOAT[name]
+    if name != "bert_base":  # 12 seconds, and nothing that the tests of its operators do not show
+        compared, differ = compare(net, quantized(name, 8), x)
+        assert compared > 10**5 and differ == 0
+
+
+def test_a_file_of_the_row_with_most_operators(tmp_path):
+    _, x = row("deeplab_v3")
+    q = quantized("deeplab_v3", 8)
+    network = load(to_onnx(q, tmp_path / "deeplab.onnx"), threads=1)
+    assert sqnr(answers(q, x), answers(network, x)) > 20
+
+
+def test_pairs_are_equalized_in_all_convolutional_rows():
+    expected = json.loads((Path(minq.__file__).parents[1] / "book/results/rows.json").read_text())
+    measured = {r["row"]: r for r in expected["records"] if r["measure"] == "network"}
+    for name in ("resnet18", "mobilenet_v2", "bert_base"):
+        gm = minq.fold.fold(graph.capture(*row(name)))
+        sets = minq.ptq.channels.shared_channels(gm)
+        assert len(sets) == measured[name]["equalized"]
+        assert (name == "bert_base") == (not sets)
+
+
+# --- The contract of rows -------------------------------------------------------------------------
+
+
+def target(name, size):
+    task = ROWS[name].task
+    if task == "segmentation":
+        return torch.randint(0, 21, (2, size, size))
+    if task == "detection":
+        box = torch.tensor([[10.0, 20.0, 90.0, 100.0]])
+        return {"bbox": [box, box[:0]], "cls": [torch.tensor([3.0]), torch.zeros(0)]}
+    return torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "deeplab_v3", "efficientdet_d1", "bert_base"])
+def test_the_loss_is_that_of_the_task_and_reaches_the_network(name):
+    gm, x = row(name)
+    size = SIZES.get(name, 64)
+    gm = graph.capture(gm, x)
+    outputs = gm(**x) if isinstance(x, dict) else gm(x)
+    loss = ROWS[name].loss(outputs, target(name, size))
+    assert loss.ndim == 0 and 0 < loss.item() < float("inf")
+    first = next(p for p in gm.parameters() if p.requires_grad and p.ndim > 1)
+    (gradient,) = torch.autograd.grad(loss, first)
+    assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+def test_a_regression_has_the_squared_error():
+    outputs = {"logits": torch.tensor([[1.0], [4.0]])}
+    assert float(ROWS["bert_base"].loss(outputs, torch.tensor([2.0, 2.0]))) == 2.5
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_titles_and_preprocessing_are_those_of_paper_and_library(name):
+    assert ROWS[name].title in paper_tables()["ptq"]
+    expected = ROWS[name].preprocess
+    if ROWS[name].task == "glue":
+        assert expected == {"tokenizer": "bert-base-uncased", "length": 128}
+    else:
+        assert expected["mean"] == (0.485, 0.456, 0.406) and expected["resize"] >= 224
+
+
+def test_random_weights_and_inputs_are_always_the_same():
+    once, again = (ROWS["mobilenet_v2"].build() for _ in range(2))
+    for a, b in zip(once.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    for name in ("resnet18", "bert_base"):
+        a, b, other = (ROWS[name].example(3, 32, seed) for seed in (0, 0, 1))
+        leaves = [tree_leaves(v) for v in (a, b, other)]
+        assert all(map(torch.equal, leaves[0], leaves[1]))
+        assert not torch.equal(leaves[0][0], leaves[2][0])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_come_from_a_file(tmp_path, suffix):
+    made, path = ROWS["mobilenet_v2"].build(classes=3), tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save(made.state_dict(), path)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(made.state_dict(), path)
+    x = ROWS["mobilenet_v2"].example(2, 64)
+    read = ROWS["mobilenet_v2"].build(path, classes=3)
+    assert not read.training and torch.equal(answers(read, x), answers(made, x))
+    with pytest.raises(ValueError, match="give the library's own file, and classes="):
+        ROWS["mobilenet_v2"].build(path)
+    with pytest.raises(FileNotFoundError, match="there is no"):
+        ROWS["mobilenet_v2"].build(tmp_path / "other.pth")
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    def missing(name):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(rows, "import_module", missing)
+    with pytest.raises(ImportError, match="requirements-models.txt"):
+        ROWS["resnet18"].build()
