@@ -52,6 +52,17 @@ def with_first_cell(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
+def folded(cell: nbformat.NotebookNode) -> None:
+    """Solutions and checks of exercises are folded, in the book and in JupyterLab."""
+    tags = cell.metadata.get("tags", [])
+    for tag, what in (("solution", "a solution"), ("check", "the check")):
+        if tag in tags:
+            cell.metadata["tags"] = [tag, "hide-input"]
+            prompts = {f"code_prompt_{verb}": f"{verb.title()} {what}" for verb in ("show", "hide")}
+            cell.metadata["mystnb"] = prompts
+            cell.metadata["jupyter"] = {"source_hidden": True}
+
+
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Without images, widget state, timings and editor details; ids and counts by position."""
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -64,6 +75,7 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         cell.pop("attachments", None)
         for key in ("execution", "collapsed", "scrolled", "jupyter", "editable", "slideshow"):
             cell.metadata.pop(key, None)
+        folded(cell)
         if cell.cell_type == "code":
             ignored = "nbval-ignore-output" in cell.metadata.get("tags", [])
             outputs = [] if ignored else merged(filter(None, map(text_only, cell.outputs)))

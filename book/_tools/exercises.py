@@ -1,0 +1,113 @@
+"""The exercises of a chapter: what is asked, the reference solution, the check.
+
+An exercise is an `{exercise}` directive whose text begins with its kind and grade, *Engineer ★★.*
+The code of an exercise stands in two cells behind it, and needs nothing from other cells:
+
+    tag "solution"    the reference solution, between ### BEGIN SOLUTION and ### END SOLUTION
+    tag "check"       asserts, which say what is wrong in the learner's terms
+
+The book runs both, folded. A student's copy has a stub where the solution was (student.py), and
+tests/test_exercises.py lets every check meet the solution, the stub and wrong answers.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import nbformat
+
+KINDS = ("Reader", "Engineer", "Proof")
+EXERCISE = re.compile(
+    r"^(?P<fence>`{3,})\{exercise\}.*\n:label: (?P<label>\S+)\n(?P<text>[\s\S]*?)^(?P=fence)\s*$",
+    re.MULTILINE,
+)
+SOLUTION = re.compile(
+    r"^(?P<fence>`{3,})\{solution\} *(?P<label>\S+)\n(?P<text>[\s\S]*?)^(?P=fence)[^\S\n]*\n?",
+    re.MULTILINE,
+)
+HEAD = re.compile(rf"\*({'|'.join(KINDS)}) (★{{1,3}})\.\*")
+MARKED = re.compile(r"^( *)### BEGIN SOLUTION\n[\s\S]*?^ *### END SOLUTION$", re.MULTILINE)
+
+
+@dataclass
+class Exercise:
+    """One exercise; ``answer`` and ``check`` are cells, or None where no code is asked for."""
+
+    label: str
+    text: str
+    answer: nbformat.NotebookNode | None = None
+    check: nbformat.NotebookNode | None = None
+
+    @property
+    def kind(self) -> str:
+        return self._head()[1]
+
+    @property
+    def grade(self) -> int:
+        return len(self._head()[2])
+
+    @property
+    def number(self) -> str:
+        """As a reader says it: "3.2" for ex-ch03-2."""
+        chapter, place = re.fullmatch(r"ex-ch(\d+)-(\d+)", self.label).groups()
+        return f"{int(chapter)}.{place}"
+
+    def _head(self) -> re.Match:
+        if not (head := HEAD.match(self.text.strip())):
+            raise ValueError(
+                f"{self.label} must begin with its kind and grade, as in *Engineer ★★.*, "
+                f"not {self.text.strip()[:40]!r}"
+            )
+        return head
+
+
+def has_tag(cell: nbformat.NotebookNode, tag: str) -> bool:
+    return tag in cell.metadata.get("tags", [])
+
+
+def exercises(notebook: nbformat.NotebookNode) -> list[Exercise]:
+    """All exercises of a chapter, in order, each with its code cells."""
+    found: list[Exercise] = []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            found += [Exercise(m["label"], m["text"]) for m in EXERCISE.finditer(cell.source)]
+            continue
+        for tag, field in (("solution", "answer"), ("check", "check")):
+            if has_tag(cell, tag):
+                if not found or getattr(found[-1], field):
+                    raise ValueError(f"a cell tagged {tag!r} belongs to no exercise: {cell.id}")
+                setattr(found[-1], field, cell)
+    return found
+
+
+def solutions(notebook: nbformat.NotebookNode) -> Iterator[str]:
+    """The labels of the exercises that have a solution in words."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            yield from (m["label"] for m in SOLUTION.finditer(cell.source))
+
+
+def stub(source: str, number: str) -> str:
+    """A solution cell without its solution.
+
+    >>> print(stub("f = (\\n    ### BEGIN SOLUTION\\n    2\\n    ### END SOLUTION\\n)", "3.2"))
+    f = (
+        # Your code here, in place of the next line.
+        raise NotImplementedError("exercise 3.2 has no answer yet")
+    )
+    """
+
+    def empty(match: re.Match) -> str:
+        lines = (
+            "# Your code here, in place of the next line.\n"
+            f'raise NotImplementedError("exercise {number} has no answer yet")'
+        )
+        return textwrap.indent(lines, match[1])
+
+    result, count = MARKED.subn(empty, source)
+    if not count:
+        raise ValueError(f"exercise {number}: no ### BEGIN SOLUTION in its solution cell")
+    return result

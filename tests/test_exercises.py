@@ -1,0 +1,99 @@
+"""The exercises of every chapter: their checks pass the solution and fail every wrong answer."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import exercises as tool
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAPTERS = sorted((ROOT / "book").glob("ch*.ipynb"))
+WRONG = Path(__file__).parent / "wrong_answers"
+
+NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in CHAPTERS}
+EXERCISES = {name: tool.exercises(notebook) for name, notebook in NOTEBOOKS.items()}
+CODE = {e.label: e for found in EXERCISES.values() for e in found if e.answer}
+
+
+def wrong_answers() -> dict[str, list[dict]]:
+    """label -> what learners get wrong; see CONTRIBUTING.md, "An exercise"."""
+    found: dict[str, list[dict]] = {}
+    for path in sorted(WRONG.glob("*.yaml")):
+        for label, answers in yaml.safe_load(path.read_text("utf-8")).items():
+            assert label.startswith(f"ex-{path.stem}-"), f"{label} stands in {path.name}"
+            found[label] = answers
+    return found
+
+
+WRONG_ANSWERS = wrong_answers()
+
+
+def source_of(label: str, answer: dict) -> str:
+    """A wrong answer's cell: the reference solution with a piece replaced, or another cell."""
+    if "answer" in answer:
+        return answer["answer"]
+    reference = CODE[label].answer.source
+    count = reference.count(answer["replace"])
+    assert count == 1, f"{label}: {answer['replace']!r} stands {count} times in the solution"
+    return reference.replace(answer["replace"], answer["by"])
+
+
+def run(*cells: str) -> None:
+    """Cells in a kernel of their own, as it were: nothing else has run before."""
+    names = {"__name__": "__main__"}
+    for number, cell in enumerate(cells):
+        exec(compile(cell, f"cell {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("chapter", EXERCISES)
+def test_three_to_five_from_easy_to_open(chapter):
+    found = EXERCISES[chapter]
+    assert 3 <= len(found) <= 5
+    number = chapter[2:4]
+    assert [e.label for e in found] == [f"ex-ch{number}-{k + 1}" for k in range(len(found))]
+    grades = [e.grade for e in found]
+    assert grades == sorted(grades) and grades[0] == 1 and grades[-1] == 3, grades
+    assert {e.kind for e in found} == set(tool.KINDS)
+    assert any(e.answer for e in found), "no exercise in code"
+    assert all(bool(e.answer) == bool(e.check) for e in found), "a solution without a check"
+
+
+@pytest.mark.parametrize("chapter", EXERCISES)
+def test_every_exercise_has_a_solution(chapter):
+    in_words = set(tool.solutions(NOTEBOOKS[chapter]))
+    missing = [e.label for e in EXERCISES[chapter] if not e.answer and e.label not in in_words]
+    assert not missing
+
+
+@pytest.mark.parametrize("label", CODE)
+def test_check_passes_the_solution(label, capsys):
+    run(CODE[label].answer.source, CODE[label].check.source)
+    assert capsys.readouterr().out.strip(), "the check says nothing when all is right"
+
+
+@pytest.mark.parametrize("label", CODE)
+def test_check_fails_an_empty_answer(label):
+    exercise = CODE[label]
+    with pytest.raises(NotImplementedError, match=f"exercise {re.escape(exercise.number)} has no"):
+        run(tool.stub(exercise.answer.source, exercise.number), exercise.check.source)
+
+
+@pytest.mark.parametrize("label", CODE)
+def test_check_is_tried_on_three_wrong_answers(label):
+    assert len(WRONG_ANSWERS.get(label, [])) >= 3
+    assert len({a["wrong"] for a in WRONG_ANSWERS[label]}) == len(WRONG_ANSWERS[label])
+
+
+@pytest.mark.parametrize(
+    "label, answer",
+    [pytest.param(k, a, id=f"{k}: {a['wrong']}") for k, v in WRONG_ANSWERS.items() for a in v],
+)
+def test_check_fails_a_wrong_answer(label, answer):
+    with pytest.raises(AssertionError) as failure:
+        run(source_of(label, answer), CODE[label].check.source)
+    message = str(failure.value)
+    assert re.search(answer["says"], message), f"the check says {message!r}"
