@@ -78,8 +78,8 @@ def test_check_passes_the_solution(label, capsys):
 @pytest.mark.parametrize("label", CODE)
 def test_check_fails_an_empty_answer(label):
     exercise = CODE[label]
-    with pytest.raises(NotImplementedError, match=f"exercise {re.escape(exercise.number)} has no"):
-        run(tool.stub(exercise.answer.source, exercise.number), exercise.check.source)
+    with pytest.raises(NotImplementedError, match="no answer yet"):
+        run(tool.stub(exercise.answer.source), exercise.check.source)
 
 
 @pytest.mark.parametrize("label", CODE)

@@ -29,6 +29,9 @@ SOLUTION = re.compile(
     re.MULTILINE,
 )
 HEAD = re.compile(rf"\*({'|'.join(KINDS)}) (★{{1,3}})\.\*")
+NO_ANSWER = """\
+# Your code here, in place of the next line.
+raise NotImplementedError("this exercise has no answer yet")"""
 MARKED = re.compile(r"^( *)### BEGIN SOLUTION\n[\s\S]*?^ *### END SOLUTION$", re.MULTILINE)
 
 
@@ -48,12 +51,6 @@ class Exercise:
     @property
     def grade(self) -> int:
         return len(self._head()[2])
-
-    @property
-    def number(self) -> str:
-        """As a reader says it: "3.2" for ex-ch03-2."""
-        chapter, place = re.fullmatch(r"ex-ch(\d+)-(\d+)", self.label).groups()
-        return f"{int(chapter)}.{place}"
 
     def _head(self) -> re.Match:
         if not (head := HEAD.match(self.text.strip())):
@@ -90,24 +87,16 @@ def solutions(notebook: nbformat.NotebookNode) -> Iterator[str]:
             yield from (m["label"] for m in SOLUTION.finditer(cell.source))
 
 
-def stub(source: str, number: str) -> str:
+def stub(source: str) -> str:
     """A solution cell without its solution.
 
-    >>> print(stub("f = (\\n    ### BEGIN SOLUTION\\n    2\\n    ### END SOLUTION\\n)", "3.2"))
+    >>> print(stub("f = (\n    ### BEGIN SOLUTION\n    2\n    ### END SOLUTION\n)"))
     f = (
         # Your code here, in place of the next line.
-        raise NotImplementedError("exercise 3.2 has no answer yet")
+        raise NotImplementedError("this exercise has no answer yet")
     )
     """
-
-    def empty(match: re.Match) -> str:
-        lines = (
-            "# Your code here, in place of the next line.\n"
-            f'raise NotImplementedError("exercise {number} has no answer yet")'
-        )
-        return textwrap.indent(lines, match[1])
-
-    result, count = MARKED.subn(empty, source)
+    result, count = MARKED.subn(lambda match: textwrap.indent(NO_ANSWER, match[1]), source)
     if not count:
-        raise ValueError(f"exercise {number}: no ### BEGIN SOLUTION in its solution cell")
+        raise ValueError(f"no ### BEGIN SOLUTION ... ### END SOLUTION in the cell\n{source}")
     return result
