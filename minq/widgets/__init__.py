@@ -12,6 +12,7 @@ import importlib
 from typing import Any
 
 _HOME = {
+    "Question": "question",
     "AffinePlayground": "affine_playground",
     "ImageBits": "image_bits",
     "RangeTradeoff": "range_tradeoff",

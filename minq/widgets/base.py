@@ -23,6 +23,7 @@ import numpy as np
 import traitlets
 
 from minq._checks import as_float
+from minq.widgets.question import Question
 
 HERE = Path(__file__).parent
 _IMPORT = re.compile(r'^import\s*\{[^}]*\}\s*from\s*"\./([\w.]+)";[ \t]*\n', re.MULTILINE)
@@ -82,10 +83,14 @@ class Widget(anywidget.AnyWidget):
     """Base of our widgets: the bundled script and style, a stable repr, a text that stands for it.
 
     alt: what the picture shows, in a sentence or two, for readers who cannot see or run it. Every
-    widget has one; an empty one is an error.
+    widget has one; an empty one is an error. question: what the reader is asked before the picture
+    opens.
     """
 
     alt = traitlets.Unicode().tag(sync=True)
+    question = traitlets.Instance(Question, allow_none=True).tag(
+        sync=True, to_json=lambda question, _: question and question.to_json()
+    )
     shown: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -119,11 +124,12 @@ class Widget(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         data, metadata = super()._repr_mimebundle_(**kwargs)
         # What a page, a printout or a terminal shows that cannot run the widget.
-        data["text/plain"] = f"{self!r}\n{self.alt}"
+        said = (repr(self), self.alt, self.question)
+        data["text/plain"] = "\n".join(str(part) for part in said if part is not None)
         return data, metadata
 
 
-def within(proposal: Any, low: int, high: int, what: str = "") -> Any:
+def within(proposal: Any, low: float, high: float, what: str = "") -> Any:
     """The value a trait is about to take, if it is from ``low`` to ``high``; ``what`` says why."""
     if not low <= proposal.value <= high:
         name = proposal.trait.name

@@ -141,6 +141,109 @@ export function histogramPath(counts, low, high, x, y) {
   return `M${px(x(low))} ${base}${counts.map((c, i) => `V${px(y(c))}H${px(x(low + (i + 1) * width))}`).join("")}V${base}Z`;
 }
 
+// --- A question first -----------------------------------------------------------------------------
+
+/** What this browser keeps of a question, or nothing: a page on a disk may have no storage. */
+const kept = {
+  key: q => `minq-question ${location.pathname} ${q.text}`,
+  read(q) { try { return JSON.parse(localStorage.getItem(kept.key(q))); } catch { return null; } },
+  write(q, answer) { try { localStorage.setItem(kept.key(q), JSON.stringify(answer)); } catch { /* not kept, then */ } },
+  forget(q) { try { localStorage.removeItem(kept.key(q)); } catch { /* nothing was kept */ } },
+};
+
+/** The question of a model before its figure, which stays shut until the reader answers or skips.
+ *  An answer is { guess }, the text of a choice or a number; {} is a skip. Returns the clean-up. */
+function ask(model, root) {
+  const q = model.get("question");
+  if (!q) return () => {};
+  const { choices, low, high, step, answer } = q, name = unique("guess");
+  const unit = v => `${fmt(v, 4)}${q.unit && ` ${q.unit}`}`;
+  const quoted = v => (choices ? `“${v}”` : unit(v));
+  const told = v => {
+    if (choices) return [v === choices[answer] ? "Right." : "Not so.", `You said ${quoted(v)}.`];
+    const off = v - answer, near = Math.abs(off) <= step / 2 * (1 + 1e-9);
+    return near ? ["Right,", `as near as the slider can say. You said ${unit(v)}.`]
+      : [off < 0 ? "Too low" : "Too high", `by ${unit(Math.abs(off))}. You said ${unit(v)}.`];
+  };
+
+  // The guess: one of a few choices, or a number from a slider.
+  const radios = (choices ?? []).map(value => h("input", { type: "radio", name, value, required: true, "data-lm-suppress-shortcuts": true }));
+  const at = v => `${(100 * (v - low)) / (high - low)}%`;
+  const slider = choices ? null : h("input", {
+    type: "range", id: name, min: low, max: high, step, "data-lm-suppress-shortcuts": true,
+    input: () => follow(),
+  });
+  const number = h("output", { class: "mq-value", for: name });
+  const follow = () => {
+    if (!slider) return;
+    number.textContent = unit(Number(slider.value));
+    attr(slider, { "aria-valuetext": number.textContent });
+    slider.style.setProperty("--fill", at(slider.value));
+  };
+  const button = (text, click) => h("button", { type: click ? "button" : "submit", class: "mq-button", click }, text);
+  const asking = h("div", { class: "mq-ask" },
+    slider ? h("div", { class: "mq-field" }, h("div", { class: "mq-line" }, h("label", { for: name }, "Your guess"), number), slider,
+      h("div", { class: "mq-line mq-ends", "aria-hidden": true }, h("span", {}, unit(low)), h("span", {}, unit(high))))
+      : radios.map(radio => h("label", { class: "mq-check" }, radio, h("span", {}, radio.value))),
+    h("div", { class: "mq-buttons" }, button("Commit"), button("Skip", () => close({}, true))));
+
+  // The answer: in words, and two numbers on a line.
+  const verdict = h("b"), said = h("span"), guess = h("p", { class: "mq-guess" }, verdict, " ", said);
+  const mark = (kind, v) => {
+    const text = h("span"), dot = h("i"), node = h("div", { class: `mq-mark ${kind}` }, text, dot);
+    const put = (value, words) => { node.style.setProperty("--at", at(value)); text.textContent = words; };
+    if (v !== undefined) put(v, `truth ${unit(v)}`);
+    return { node, put };
+  };
+  const yours = mark("mq-blue"), line = slider && h("div", { class: "mq-numbers", role: "img" },
+    yours.node, h("div", { class: "mq-axle" }), mark("mq-red", answer).node);
+  const again = button("Ask me again", () => { kept.forget(q); open(); (slider ?? radios.find(r => r.checked) ?? radios[0]).focus(); });
+  const telling = h("div", { class: "mq-tell" }, guess,
+    h("p", { class: "mq-truth" }, h("b", {}, `It is ${quoted(choices ? choices[answer] : answer)}.`), ` ${q.because}`), line, h("div", { class: "mq-buttons" }, again));
+
+  const live = h("p", { class: "mq-hidden", role: "status" });
+  const card = h("form", { class: "minq mq-question", "data-lm-suppress-shortcuts": true, submit: event => {
+    event.preventDefault();
+    close({ guess: slider ? Number(slider.value) : radios.find(r => r.checked).value }, true);
+  } }, h("fieldset", {}, h("legend", {}, q.text), h("div", { class: "mq-stack" }, asking, telling)), live);
+
+  // Both sides of the card are laid out all the time, one of them unseen, so that nothing jumps.
+  const show = answered => {
+    root.inert = !answered;
+    for (const node of [card, root]) node.classList.toggle("mq-shut", !answered);
+    asking.inert = answered;
+    telling.inert = !answered;
+  };
+  const tell = v => {
+    [verdict.textContent, said.textContent] = v === undefined ? ["Skipped.", ""] : told(v);
+    if (!line) return;
+    yours.node.hidden = v === undefined;
+    if (v !== undefined) yours.put(v, `you ${unit(v)}`);
+    attr(line, { "aria-label": `A line from ${unit(low)} to ${unit(high)}: ${v === undefined ? "" : `your guess ${unit(v)}, `}truth ${unit(answer)}.` });
+  };
+  const open = () => {
+    tell(choices ? choices.find((_, i) => i !== answer) : low); // holds the room that an answer will take
+    live.textContent = "";
+    show(false);
+  };
+  const close = (found, now) => {
+    tell(found.guess);
+    show(true);
+    if (!now) return;
+    kept.write(q, found);
+    again.focus({ preventScroll: true });
+    live.textContent = `${telling.querySelector(".mq-guess").textContent} ${telling.querySelector(".mq-truth").textContent} The figure is open.`;
+  };
+  const old = kept.read(q), valid = choices ? choices.includes(old?.guess) : old?.guess >= low && old?.guess <= high;
+  if (slider) slider.value = valid ? old.guess : low; // the middle would be a hint
+  radios.forEach(r => { r.checked = valid && r.value === old.guess; });
+  follow();
+  if (valid || (old && !("guess" in old))) close(old);
+  else open();
+  root.before(card);
+  return () => card.remove();
+}
+
 // --- The figure -----------------------------------------------------------------------------------
 
 const THEME = ["class", "theme", "data-theme", "data-mode", "data-jp-theme-light", "data-vscode-theme-kind"];
@@ -154,6 +257,7 @@ export function widget({ model, el }) {
   const w = { model, root, draw: null };
   root.append(live);
   el.append(root);
+  undo.push(ask(model, root));
 
   w.get = name => model.get(name);
   /** Set traits: w.set("bits", 4) or w.set({ scale, zero_point }); Python hears of it soon after. */

@@ -46,6 +46,9 @@ MOVE = """async (input, value) => {
     return { handler_ms: handled, frame_ms: performance.now() - start };
 }"""
 
+# Open a figure that waits for an answer.
+SKIP = "root => root.querySelector('.mq-question.mq-shut .mq-ask [type=button]')?.click()"
+
 
 def toc_pages() -> list[str]:
     """The names of all pages, in the order of the table of contents."""
@@ -174,8 +177,8 @@ class BookPage:
         self.page.evaluate("() => window.MathJax?.startup?.promise.then(() => 0)")
         return self
 
-    def widgets(self) -> list[Widget]:
-        """All widgets, each scrolled to and waited for until it is drawn."""
+    def widgets(self, skip: bool = True) -> list[Widget]:
+        """All widgets, each scrolled to and waited for until it is drawn; questions are skipped."""
         hosts = self.page.locator(".ws-root").all()
         for host in hosts:
             host.scroll_into_view_if_needed()
@@ -183,11 +186,13 @@ class BookPage:
             self.page.wait_for_function("host => host.dataset.state != 'waiting'", arg=handle)
             state = host.get_attribute("data-state")
             assert state == "ready", f"a widget says: {host.inner_text()}; {self.problems}"
+            if skip:
+                host.evaluate(SKIP)
         return [Widget(host) for host in hosts]
 
-    def widget(self, selector: str) -> Widget:
+    def widget(self, selector: str, skip: bool = True) -> Widget:
         """The first widget that holds an element matching the selector."""
-        self.widgets()
+        self.widgets(skip)
         found = self.page.locator(".ws-root", has=self.page.locator(selector))
         assert found.count(), f"no widget on {self.page.url} holds {selector}"
         return Widget(found.first)

@@ -36,6 +36,7 @@ def stage(
     dark: bool = False,
     width: int = 800,
     touch: bool = False,
+    skip: bool = True,
 ) -> Iterator[Widget]:
     data = embed_data(views=[widget], drop_defaults=False)
     scripts = sorted(ASSETS.glob("widgets*.js"))
@@ -58,6 +59,6 @@ def stage(
     )
     page = BookPage(context.new_page(), folder.as_uri() + "/")
     page.goto("widget.html")
-    yield page.widget(".minq")
+    yield page.widget(".minq", skip)
     context.close()
     assert not page.problems, "\n".join(page.problems)
