@@ -14,7 +14,7 @@ import traitlets
 
 import minq.widgets
 from minq import affine
-from minq.widgets import AffinePlayground, ImageBits, base
+from minq.widgets import AffinePlayground, ImageBits, Question, base
 from minq.widgets.image_bits import sample_image
 
 SCRIPTS = sorted(p.name for p in base.HERE.glob("*.js") if p.stem not in ("ui", "quantize"))
@@ -147,6 +147,77 @@ def test_pack():
 def test_bad_data_are_refused(bad, error, says):
     with pytest.raises(error, match=says):
         AffinePlayground(bad)
+
+
+# --- A question first -----------------------------------------------------------------------------
+
+CHOICES = dict(text="How?", choices=["a", "b"], answer=1)
+LINE = dict(text="How much?", low=0, high=12, answer=6.0)
+
+
+def test_question_travels_and_stands_in_the_text_twin():
+    question = Question(**CHOICES, because="So.")
+    widget = AffinePlayground(question=question)
+    assert json.loads(json.dumps(widget.get_state("question")["question"])) == {
+        **CHOICES,
+        **dict(because="So.", low=None, high=None, step=None, unit=""),
+    }
+    said = "Question: How?\na / b\nAnswer: b. So."
+    assert widget._repr_mimebundle_()[0]["text/plain"] == f"{widget!r}\n{widget.alt}\n{said}"
+    assert AffinePlayground().get_state("question") == {"question": None}
+    with pytest.raises(traitlets.TraitError, match="Question"):
+        AffinePlayground(question="How?")
+    with pytest.raises(AttributeError):
+        question.answer = 0
+
+
+@pytest.mark.parametrize(
+    ("high", "step"), [(12, 0.1), (100, 1.0), (1, 0.01), (0.3, 0.001), (49.9, 0.1)]
+)
+def test_slider_of_a_question_moves_in_a_power_of_ten(high, step):
+    assert Question("?", low=0, high=high, answer=np.float32(0)).step == pytest.approx(step)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (dict(text=" "), ValueError, "text must not be empty"),
+        (dict(text=None), TypeError, "text must be a string"),
+        (dict(because=None), TypeError, "because must be a string"),
+        (dict(choices=["a"]), ValueError, "two or more"),
+        (dict(choices=["a", "a"]), ValueError, "all different"),
+        (dict(choices=["a", ""]), ValueError, "every choice must not be empty"),
+        (dict(choices="ab"), TypeError, "a list of strings"),
+        (dict(answer=2), ValueError, "0 to 1, not 2"),
+        (dict(answer=-1), ValueError, "0 to 1, not -1"),
+        (dict(answer=1.0), TypeError, "index of a choice"),
+        (dict(answer=True), TypeError, "index of a choice"),
+        (dict(low=0), ValueError, "not both"),
+        (dict(unit="dB"), ValueError, "not both"),
+        (dict(choices=None), ValueError, "choices, or low and high"),
+    ],
+)
+def test_question_of_words_refuses(change, error, says):
+    with pytest.raises(error, match=says):
+        Question(**(CHOICES | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (dict(answer=float("nan")), ValueError, "answer must be finite"),
+        (dict(answer=np.float64("inf")), ValueError, "answer must be finite"),
+        (dict(answer=12.1), ValueError, "outside low to high"),
+        (dict(answer="6"), TypeError, "answer must be a number"),
+        (dict(low=12), ValueError, "low must be below high"),
+        (dict(high=None), ValueError, "choices, or low and high"),
+        (dict(step=0), ValueError, "step must be above 0"),
+        (dict(step=13), ValueError, "at most high - low"),
+    ],
+)
+def test_question_of_a_number_refuses(change, error, says):
+    with pytest.raises(error, match=says):
+        Question(**(LINE | change))
 
 
 # --- Affine playground ----------------------------------------------------------------------------

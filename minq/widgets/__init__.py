@@ -12,7 +12,6 @@ import importlib
 from typing import Any
 
 _HOME = {
-    "Question": "question",
     "AffinePlayground": "affine_playground",
     "ImageBits": "image_bits",
     "RangeTradeoff": "range_tradeoff",
@@ -29,6 +28,7 @@ _HOME = {
     "MethodChoice": "method_choice",
     "TwoPaths": "two_paths",
     "OutlierMap": "outlier_map",
+    "Question": "question",
 }
 __all__ = list(_HOME)
 

@@ -152,7 +152,7 @@ const kept = {
 };
 
 /** The question of a model before its figure, which stays shut until the reader answers or skips.
- *  An answer is { guess }, the text of a choice or a number; {} is a skip. Returns the clean-up. */
+ *  An answer is { guess }, the text of a choice or a number, or { skipped: true }. Returns the clean-up. */
 function ask(model, root) {
   const q = model.get("question");
   if (!q) return () => {};
@@ -185,7 +185,7 @@ function ask(model, root) {
     slider ? h("div", { class: "mq-field" }, h("div", { class: "mq-line" }, h("label", { for: name }, "Your guess"), number), slider,
       h("div", { class: "mq-line mq-ends", "aria-hidden": true }, h("span", {}, unit(low)), h("span", {}, unit(high))))
       : radios.map(radio => h("label", { class: "mq-check" }, radio, h("span", {}, radio.value))),
-    h("div", { class: "mq-buttons" }, button("Commit"), button("Skip", () => close({}, true))));
+    h("div", { class: "mq-buttons" }, button("Commit"), button("Skip", () => close({ skipped: true }, true))));
 
   // The answer: in words, and two numbers on a line.
   const verdict = h("b"), said = h("span"), guess = h("p", { class: "mq-guess" }, verdict, " ", said);
@@ -234,11 +234,11 @@ function ask(model, root) {
     again.focus({ preventScroll: true });
     live.textContent = `${telling.querySelector(".mq-guess").textContent} ${telling.querySelector(".mq-truth").textContent} The figure is open.`;
   };
-  const old = kept.read(q), valid = choices ? choices.includes(old?.guess) : old?.guess >= low && old?.guess <= high;
-  if (slider) slider.value = valid ? old.guess : low; // the middle would be a hint
-  radios.forEach(r => { r.checked = valid && r.value === old.guess; });
+  const old = kept.read(q), g = old?.guess, valid = choices ? choices.includes(g) : typeof g === "number" && g >= low && g <= high;
+  if (slider) slider.value = valid ? g : low; // the middle would be a hint
+  radios.forEach(r => { r.checked = valid && r.value === g; });
   follow();
-  if (valid || (old && !("guess" in old))) close(old);
+  if (valid || old?.skipped === true) close(old);
   else open();
   root.before(card);
   return () => card.remove();
