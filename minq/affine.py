@@ -191,7 +191,7 @@ def round_straight_through(x: Array) -> Array:
     >>> y = round_straight_through(x); y.backward(); y.item(), x.grad.item()
     (2.0, 1.0)
     """
-    return x + (round_half_even(x) - x).detach()
+    return x + (round_half_even(x) - x).detach()  # eq. (36)
 
 
 # --- Quantize and back ----------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def _simulate(
     x: Array, scale: Array, zero_point: Array, n: int, p: int, rounding: Callable[[Array], Array]
 ) -> Array:
     """Eq. (7) on checked operands of one float dtype: eq. (4), then eq. (6)."""
-    return _from_grid(_to_grid(x, scale, zero_point, n, p, rounding), scale, zero_point)
+    return _from_grid(_to_grid(x, scale, zero_point, n, p, rounding), scale, zero_point)  # eq. (7)
 
 
 def _to_grid(
@@ -320,17 +320,17 @@ def _clamp(x: Array, n: int, p: int) -> Array:
     """
     xp = namespace(x)
     if getattr(x, "requires_grad", False):
-        return xp.where(x < n, n, xp.where(x > p, p, x))
+        return xp.where(x < n, n, xp.where(x > p, p, x))  # eq. (5)
     return xp.clip(x, n, p)
 
 
 def _from_grid(x_int: Array, scale: Array, zero_point: Array) -> Array:
     """Eq. (6) on checked operands of one float dtype; ``x_int`` may be overwritten."""
     if _must_stay(x_int, scale, zero_point):
-        return scale * (x_int - zero_point)  # eq. (6)
+        return scale * (x_int - zero_point)  # eq. (2), (6), (8a)
     x_int -= zero_point
     x_int *= scale
-    return x_int  # eq. (6)
+    return x_int  # eq. (2), (6), (8a)
 
 
 def _must_stay(u: Array, *others: Array) -> bool:

@@ -169,7 +169,7 @@ class MacArray:
             (rows, columns), v = work
             r, c = slice(*rows), slice(*columns)
             products, before = w[r, c] * x[v, c], acc[v, r].copy()  # C_{n,m}
-            total = before + products.sum(1)  # A_n + sum_m C_{n,m}
+            total = before + products.sum(1)  # eq. (1): A_n + sum_m C_{n,m}
             acc[v, r] = after = self._fit(total)
             yield Cycle(
                 index, load, v, rows, columns, x[v, c], products, before, after, total != after
@@ -189,7 +189,7 @@ class MacArray:
         """
         w, x, b, back = linear_operands(weight, x, bias)
         if self.overflow == "wrap":
-            exact = int_matmul(x, w.T) + b
+            exact = int_matmul(x, w.T) + b  # eq. (3)
             acc, low, high = self._fit(exact), exact.min(), exact.max()
         else:
             exact = np.broadcast_to(b, (*x.shape[:-1], len(b)))

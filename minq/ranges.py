@@ -152,7 +152,7 @@ def _squared_error(x: Array, scale: Array, zero_point: Array, n: int, p: int) ->
         u = x[i, j] * per_step[i]
         u += zero_point[i]
         error = xp.clip(xp.round(u), n, p)
-        error -= u
+        error -= u  # eq. (16), before the sum of squares
         total[i] += xp.astype(xp.vecdot(error, error), xp.float64)[:, None]
     return total
 
@@ -258,7 +258,8 @@ def cross_entropy(
             v_int = xp.clip(xp.round(v / scale) + zero_point, n, p)
             v_hat = scale * (v_int - zero_point)
             # H(a, b) = H(a) + the divergence of b from a; only the last one can be made smaller.
-            return -xp.sum(xp.astype(target * _log_softmax(v_hat), xp.float64), keepdims=True)
+            terms = target * _log_softmax(v_hat)
+            return -xp.sum(xp.astype(terms, xp.float64), keepdims=True)  # eq. (17)
 
         low, high = _row_min_max(row)
         low, high = xp.clip(low, max=0.0), xp.clip(high, min=0.0)

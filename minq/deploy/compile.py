@@ -392,7 +392,7 @@ class Compiler:
         shift = (0.0 if beta is None else beta) - mean * factor
         shape = [-1] + [1] * (len(graph.shape_of(node.args[0])) - 2)
         y = _scaled(x, factor.reshape(shape))
-        return replace(y, constant=y.constant + shift.reshape(shape))
+        return replace(y, constant=y.constant + shift.reshape(shape))  # eq. (9)
 
     def _rational(self, node: fx.Node) -> Sum:
         x = self._grid(node.args[0])

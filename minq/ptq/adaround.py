@@ -86,7 +86,7 @@ def regularizer(v: Tensor, beta: float) -> Tensor:
     >>> regularizer(torch.tensor([-9.0, 0.0, 9.0]), beta=2.0)
     tensor(1.)
     """
-    return (1 - (2 * rectified_sigmoid(v) - 1).abs() ** beta).sum()
+    return (1 - (2 * rectified_sigmoid(v) - 1).abs() ** beta).sum()  # eq. (34)
 
 
 def annealed_beta(
@@ -151,7 +151,7 @@ def adaround(
     h, top = (t.transpose(1, 2).contiguous() for t in (task.fraction, task.free.to(x)))
     bottom = torch.zeros_like(top[:, 0])
     rows, width = x.shape[1:]
-    gram = x.transpose(1, 2) @ x / rows
+    gram = x.transpose(1, 2) @ x / rows  # eq. (33)
     diagonal = gram.diagonal(dim1=1, dim2=2)[..., None]
     # An input that is always 0 decides nothing.
     inverse = torch.where(diagonal > 0, 1 / diagonal, 0)

@@ -63,7 +63,7 @@ def clipped_normal(
     outside = (m < low) | (m > high)
     first = torch.where(outside, torch.where(m < low, tail, -tail), first)
     second = torch.where(outside, tail_square, second)
-    results = near + s * first, s**2 * (second - first**2).clamp(min=0)
+    results = near + s * first, s**2 * (second - first**2).clamp(min=0)  # eq. (31)
     if isinstance(given, torch.Tensor):
         return tuple(v.to(given.dtype) for v in results)
     return tuple(v.numpy().astype(given.dtype) for v in results)
@@ -102,7 +102,7 @@ def output_shift(weight_error: Array, input_mean: Array, groups: int = 1) -> Arr
     xp = namespace(weight_error)
     x = _vector(input_mean, weight_error, weight_error.shape[1] * groups, "input_mean")
     by_group = xp.sum(_by_group(weight_error, groups), axis=3)  # (groups, outputs, inputs)
-    return xp.reshape(by_group @ xp.reshape(x, (groups, -1, 1)), (-1,))
+    return xp.reshape(by_group @ xp.reshape(x, (groups, -1, 1)), (-1,))  # eq. (30)
 
 
 def conv_moments(

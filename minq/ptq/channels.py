@@ -110,7 +110,7 @@ def _same_shape(inputs: list[fx.Node], node: fx.Node) -> bool:
 def _passes(node: fx.Node) -> bool:
     """Whether f(s x) = s f(x) for a scale of each channel, which stays in its place."""
     kind = graph.op(node)
-    if kind not in _HOMOGENEOUS and not is_clip(node):
+    if kind not in _HOMOGENEOUS and not is_clip(node):  # eq. (20)
         return False
     before, after = graph.shape_of(node.args[0]), graph.shape_of(node)
     if kind in ("view", "flatten", "reshape", "_unsafe_view"):  # (B, C, 1, 1) to (B, C)

@@ -106,7 +106,8 @@ def scale_outputs(weight: Array, bias: Array | None, s: Array) -> tuple[Array, A
     _check_positive(s)
     if bias is not None:
         bias = _vector(bias, weight, weight.shape[0], "bias") / s
-    return weight / namespace(s).reshape(s, (-1,) + (1,) * (weight.ndim - 1)), bias
+    shape = (-1,) + (1,) * (weight.ndim - 1)
+    return weight / namespace(s).reshape(s, shape), bias  # eq. (22), (23)
 
 
 def scale_inputs(weight: Array, s: Array, groups: int = 1) -> Array:
@@ -114,7 +115,7 @@ def scale_inputs(weight: Array, s: Array, groups: int = 1) -> Array:
     weight = _check_weight(weight, groups)
     s = _vector(s, weight, weight.shape[1] * groups, "s")
     _check_positive(s)
-    scaled = _by_group(weight, groups) * namespace(s).reshape(s, (groups, 1, -1, 1))
+    scaled = _by_group(weight, groups) * namespace(s).reshape(s, (groups, 1, -1, 1))  # eq. (22)
     return namespace(s).reshape(scaled, tuple(weight.shape))
 
 
@@ -148,7 +149,7 @@ def absorbable(beta: Array, gamma: Array, sigmas: float = 3.0) -> Array:
     gamma = _vector(gamma, beta, math.prod(beta.shape), "gamma")
     if not (sigmas >= 0 and math.isfinite(sigmas)):
         raise ValueError(f"sigmas must be 0 or more and finite, not {sigmas}; the paper takes 3")
-    return namespace(beta).clip(beta - sigmas * abs(gamma), min=0.0)
+    return namespace(beta).clip(beta - sigmas * abs(gamma), min=0.0)  # eq. (28)
 
 
 def absorb_bias(
@@ -171,7 +172,7 @@ def absorb_bias(
     by_group = xp.sum(_by_group(weight2, groups), axis=3)  # (groups, outputs, inputs)
     moved = xp.reshape(by_group @ xp.reshape(c, (groups, -1, 1)), (outputs,))
     b2 = 0.0 if bias2 is None else _vector(bias2, weight2, outputs, "bias2")
-    return b1 - c, b2 + moved  # eq. (27)
+    return b1 - c, b2 + moved  # eq. (26), (27)
 
 
 # --- Checks ---------------------------------------------------------------------------------------

@@ -169,7 +169,7 @@ def remove(gm: fx.GraphModule) -> fx.GraphModule:
         if not isinstance(module, KeptBatchNorm):
             continue
         factor = (module.weight / (module.running_var + module.eps).sqrt()).detach()
-        bias = module.bias.detach() - factor * module.running_mean
+        bias = module.bias.detach() - factor * module.running_mean  # eq. (42)
         if isinstance(module, RefoldedLayer):
             layer = _plain_layer(gm, node, module)
             weight = graph.weight_of(gm, layer)
@@ -203,7 +203,7 @@ def _multiply_range(quantizer: Quantizer, factor: Tensor) -> None:
     """The same integers for a weight that is ``factor`` times as large; a channel of zeros is 0."""
     size = torch.where(factor == 0, torch.ones_like(factor), factor.abs())
     ends = quantizer.low * factor, quantizer.high * factor
-    quantizer.scale.data = quantizer.grid()[0] * size
+    quantizer.scale.data = quantizer.grid()[0] * size  # eq. (43)
     if quantizer.log2_scale is not None:
         quantizer.log2_scale.data = quantizer.scale.detach().log2()
     quantizer.low.data, quantizer.high.data = torch.minimum(*ends), torch.maximum(*ends)
