@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import shutil
 from importlib.util import find_spec
@@ -9,6 +11,8 @@ from pathlib import Path
 
 from docutils import nodes
 from sphinx.util import logging
+
+from minq.widgets import Question
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +43,7 @@ PATCHES = (
         "htmlElement.getElementById(anchor.slice(1))",
     ),
 )
-NOSCRIPT = "<noscript><p>This figure is drawn by JavaScript, which is off here.</p></noscript>"
+NOSCRIPT = "This figure is drawn by JavaScript, which is off here."
 
 
 def page_scripts(app, pagename, templatename, context, doctree):
@@ -70,10 +74,20 @@ def tagged_formulas(app, doctree, docname):
 
 
 def widget_needs_javascript(app, doctree, docname):
-    """Say so where a widget would stand."""
+    """Say so where a widget would stand, with what it shows and asks, in words."""
+    files = app.env.nb_metadata.get(docname, {}).get("js_files", {})
+    _, state = files.get("ipywidgets_state", (None, {"body": '{"state": {}}'}))
+    models = json.loads(state["body"])["state"]
     for raw in doctree.findall(nodes.raw):
-        if "jupyter.widget-view+json" in raw.astext():
-            raw[:] = [nodes.Text(raw.astext() + NOSCRIPT)]
+        if found := re.search(
+            r'jupyter.widget-view\+json">\s*({.*?})\s*</script>', raw.astext(), re.S
+        ):
+            model = models.get(json.loads(found[1])["model_id"], {}).get("state", {})
+            words = [NOSCRIPT, model.get("alt", "")]
+            if asked := model.get("question"):
+                words += str(Question(**asked)).splitlines()
+            lines = "".join(f"<p>{html.escape(line)}</p>" for line in words if line)
+            raw[:] = [nodes.Text(f"{raw.astext()}<noscript>{lines}</noscript>")]
 
 
 def plain_docstring(app, what, name, obj, options, lines):
