@@ -31,6 +31,7 @@ __all__, __getattr__, __dir__ = lazily(
         "deploy.onnx": "to_onnx",
         "mac": "",
         "ranges": "",
+        "floats": "",
         "widgets": "",
         "zoo": "",
     },

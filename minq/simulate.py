@@ -36,6 +36,7 @@ def insert_quantizers(
     weights: int | None = 8,
     activations: int | None = 8,
     per_channel: bool = False,
+    group_size: int | None = None,
     symmetric: bool = False,
     weight_estimator: str | Estimator = "mse",
     activation_estimator: str | Estimator = "mse",
@@ -46,18 +47,20 @@ def insert_quantizers(
 
     weights, activations: bits, or None for none of that kind.
     per_channel: one scale for each output channel of a weight.
+    group_size: one for each so many weights of a channel, which per_channel=True must allow.
     symmetric: activations too get a signed grid without zero-point.
     skip: layers that stay in float, by name or pattern, as ``"classifier"`` or ``"features.0.*"``.
     layers: other settings for some layers, {pattern: {"weights": 4, "activations": 8,
-        "per_channel": True, "symmetric": True, "groups": 8}}; the first pattern that fits counts.
-        groups: the last axis of the activation gets so many ranges, see ``ranges.grouped``.
+        "per_channel": True, "group_size": 32, "symmetric": True, "groups": 8}}; the first pattern
+        that fits counts. groups: the last axis of the activation gets so many ranges, see
+        ``ranges.grouped``.
 
     Quantizers are submodules, ``features.0.0.weight_quantizer`` and ``features.0.2.quantizer``.
     Raises ValueError for a pattern that fits nothing.
     """
     if quantizers(gm):
         raise ValueError("the graph has quantizers already; start again from minq.capture")
-    plan = _Plan(gm, skip, layers, weights, activations, per_channel, symmetric)
+    plan = _Plan(gm, skip, layers, weights, activations, per_channel, group_size, symmetric)
     quantized: dict[fx.Node, fx.Node] = {}
     data = _data(gm)
     unsupported: dict[str, list[str]] = {}
@@ -143,7 +146,9 @@ _WHOLE = {"axis": None, "group": None}
 class _Plan:
     """The settings of each layer, and which patterns were used."""
 
-    def __init__(self, gm, skip, layers, weights, activations, per_channel, symmetric) -> None:
+    def __init__(
+        self, gm, skip, layers, weights, activations, per_channel, group_size, symmetric
+    ) -> None:
         self.gm = gm
         self.skip = {skip: False} if isinstance(skip, str) else dict.fromkeys(skip, False)
         self.layers, self.used = dict(layers or {}), set()
@@ -151,6 +156,7 @@ class _Plan:
             "weights": weights,
             "activations": activations,
             "per_channel": per_channel,
+            "group_size": group_size,
             "symmetric": symmetric,
             "groups": None,
         }
@@ -185,8 +191,18 @@ class _Plan:
             axis = 1 if kind in graph.TRANSPOSED else -1 if kind in graph.PRODUCTS else 0
             if kind in graph.TRANSPOSED and graph.groups_of(node) > 1:
                 axis = None  # its second dimension holds a channel of every group
+        if setting["group_size"] is not None and axis is None:
+            raise ValueError(
+                f"{place(node)}: groups are cut out of output channels, and this weight has one "
+                "scale for all of them; pass per_channel=True, or skip= the layer"
+            )
         return Quantizer(
-            setting["weights"], signed=True, symmetric=True, axis=axis, estimator=estimator
+            setting["weights"],
+            signed=True,
+            symmetric=True,
+            axis=axis,
+            group=setting["group_size"],
+            estimator=estimator,
         )
 
     def activation(self, node: fx.Node, estimator: str | Estimator) -> Quantizer | None:

@@ -29,6 +29,7 @@ from minq.ptq import bias as bias_math
 from minq.ptq import channels
 from minq.ptq.adaround import adaround
 from minq.ptq.datafree import Moments, calibrate_without_data
+from minq.ptq.gptq import gptq
 from minq.ptq.walk import Walk, sample_rows
 from minq.quantizer import Estimator, Quantizer
 from minq.simulate import (
@@ -39,7 +40,7 @@ from minq.simulate import (
     weight_quantizers,
 )
 
-ROUNDINGS = ("adaround", "nearest")
+ROUNDINGS = ("adaround", "nearest", "gptq")
 
 
 def ptq(
@@ -51,6 +52,7 @@ def ptq(
     weights: int | None = 8,
     activations: int | None = 8,
     per_channel: bool = False,
+    group_size: int | None = None,
     symmetric: bool = False,
     equalize: bool = True,
     relu6: str = "per_channel",
@@ -75,10 +77,11 @@ def ptq(
         inputs are ignored. A few hundred samples are enough. None takes the branch without data.
     example, input_range: for that branch, something to call the model with once, and the range of
         its inputs, by default the example's.
-    weights, activations, per_channel, symmetric, skip, layers: see ``insert_quantizers``.
+    weights, activations, per_channel, group_size, symmetric, skip, layers: see
+        ``insert_quantizers``.
     equalize, relu6, reach, absorb: see ``equalize_graph`` and ``absorb_biases``.
-    rounding: "adaround" with ``sweeps`` over each layer's weights, on ``rows`` rows of data, or
-        "nearest".
+    rounding: "adaround" with ``sweeps`` over each layer's weights, on ``rows`` rows of data;
+        "gptq" on as many rows, also for weights in groups; or "nearest".
     correct_bias: take the mean error of each layer off its bias; by default with "nearest".
     weight_range, activation_range: "min_max", "mse", "percentile", or a function.
     checkpoint: a file that keeps the rounded layers, so that a stopped run goes on from there.
@@ -103,6 +106,7 @@ def ptq(
         weights=weights,
         activations=activations,
         per_channel=per_channel,
+        group_size=group_size,
         symmetric=symmetric,
         weight_estimator=weight_range,
         activation_estimator=activation_range,
@@ -170,7 +174,8 @@ def calibrate(
     """
     todo = len(weight_quantizers(gm))
     rows = check_count(rows, "rows")
-    settings = {"sweeps": sweeps, "rows": rows, "seed": seed, "correct_bias": correct_bias}
+    settings = {"rounding": rounding, "sweeps": sweeps, "rows": rows, "seed": seed}
+    settings["correct_bias"] = correct_bias
     if checkpoint is not None:
         settings["network"] = fingerprint(gm.state_dict().values())
         settings["quantizers"] = fingerprint(map(_settings_of, quantizers(gm).values()))
@@ -183,9 +188,9 @@ def calibrate(
                 _set_activation_range(gm, node, walk)
             elif graph.is_layer(node) and is_weight(graph.weight_node(node)):
                 name = graph.parameter_of(graph.weight_node(node)).target
-                if rounding == "adaround" and _has_rows(node):
+                if rounding != "nearest" and _has_rows(node):
                     if (rounded := store.get(name)) is None:
-                        rounded = _adaround(gm, node, walk, sweeps, rows, seed)
+                        rounded = _rounded(gm, node, walk, rounding, sweeps, rows, seed)
                         store.put(name, rounded)
                     graph.set_weight(gm, node, rounded)
                 if correct_bias and graph.op(node) != "embedding":
@@ -229,21 +234,30 @@ def _has_rows(node: fx.Node) -> bool:
     return graph.op(node) in graph.CONVOLUTIONS | {"linear"}
 
 
-def _adaround(gm, node, walk, sweeps, rows, seed) -> Tensor:
+def _rounded(gm, node, walk, rounding, sweeps, rows, seed) -> Tensor:
+    """A layer's weight on its grid, by AdaRound or GPTQ."""
     quantizer = gm.get_submodule(graph.weight_node(node).target)
     inputs = graph.input_of(node)
     generator = torch.Generator().manual_seed(seed)  # the same, whichever layers are done already
     x, y = sample_rows(gm, node, walk.quantized[inputs], walk.exact[node], rows, generator)
-    scale, zero_point = quantizer.grid()
+    scale, zero_point = (v.detach() for v in quantizer.grid())
+    weight = graph.weight_of(gm, node)
+    grid = {"signed": quantizer.signed, "restricted": quantizer.restricted}
+    if rounding == "gptq":
+        return gptq(weight, x, scale, zero_point, quantizer.bits, group=quantizer.group, **grid)
+    if quantizer.group is not None:
+        raise ValueError(
+            f"{graph.layer_name(node)}: AdaRound takes one scale for each output, not groups; "
+            'pass rounding="gptq" or "nearest"'
+        )
     return adaround(
-        graph.weight_of(gm, node),
+        weight,
         x,
         y,
-        scale.detach(),
-        zero_point.detach(),
+        scale,
+        zero_point,
         quantizer.bits,
-        signed=quantizer.signed,
-        restricted=quantizer.restricted,
+        **grid,
         bias=graph.bias_of(gm, node),
         activation=_activation(gm, node, x.shape[0]),
         sweeps=sweeps,

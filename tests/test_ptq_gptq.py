@@ -1,0 +1,147 @@
+"""GPTQ against the slow algorithm it comes from, and against brute force."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import minq
+from minq import fake_quantize, graph, ranges, scale_zero_point
+from minq.ptq.gptq import gptq
+from minq.simulate import weight_quantizers
+
+
+def task(seed=0, outputs=6, width=90, rows=300, correlated=True):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, width, generator=g)
+    if correlated:
+        x = x @ torch.randn(width, width, generator=g) / width**0.5 + x.mean(1, keepdim=True)
+    return torch.randn(outputs, width, generator=g), x
+
+
+def grid(w, bits=4, group=None):
+    low, high = ranges.min_max(w, axis=0, group=group)
+    return scale_zero_point(low, high, bits, signed=True, symmetric=True)
+
+
+def optimal_brain_quantizer(w, x, scale, bits, damping):
+    """Column by column with the whole inverse, from which each finished column is eliminated."""
+    w, H = w.double().clone(), (x.T @ x).double()
+    H += damping * H.diagonal().mean() * torch.eye(len(H))
+    inverse = torch.linalg.inv(H)
+    for j in range(w.shape[1]):
+        q = fake_quantize(w[:, j], scale[:, j].double(), bits=bits, signed=True, axis=0)
+        change = torch.outer((w[:, j] - q) / inverse[j, j], inverse[j])
+        w[:, j + 1 :] -= change[:, j + 1 :]
+        w[:, j] = q
+        inverse = inverse - torch.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+    return w
+
+
+@pytest.mark.parametrize("group", [None, 32, 7])
+def test_it_is_the_slow_algorithm(group):
+    w, x = task()
+    w, x = w.double(), x.double()
+    scale, _ = grid(w, group=group)
+    of_each = scale[:, None].expand_as(w) if group is None else None
+    if group:
+        of_each = scale.repeat_interleave(group, 1)[:, : w.shape[1]]
+    want = optimal_brain_quantizer(w, x, of_each, 4, 0.01)
+    got = gptq(w, x, scale, bits=4, group=group)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
+
+
+def test_independent_inputs_are_rounded_to_nearest():
+    w, _ = task(width=40)
+    scale, _ = grid(w)
+    got = gptq(w, torch.eye(40), scale)
+    assert torch.equal(got, fake_quantize(w, scale, bits=4, signed=True, axis=0))
+
+
+def test_it_beats_nearest_and_not_brute_force():
+    for seed in range(5):
+        w, x = task(seed, outputs=1, width=8, rows=40)
+        scale, _ = grid(w, bits=2)
+
+        def cost(v, w=w, x=x):
+            return float(((w - v) @ x.T).square().sum())
+
+        levels = torch.tensor([-2.0, -1, 0, 1]) * scale
+        below = [levels[levels <= v].max() if v >= levels[0] else levels[0] for v in w[0]]
+        ends = [sorted({float(b), float(min(b + scale[0], levels[-1]))}) for b in below]
+        best = min(cost(torch.tensor([v])) for v in itertools.product(*ends))
+        plain = cost(fake_quantize(w, scale, bits=2, signed=True, axis=0))
+        assert cost(gptq(w, x, scale, bits=2)) <= plain * 1.0001
+        assert best <= plain
+
+
+@pytest.mark.parametrize("group", [None, 4])
+def test_grouped_convolution_is_one_task_a_group(group):
+    w, x = task(outputs=6, width=2 * 9)
+    x = torch.stack([x, x.flip(1), x.roll(1, 1)])
+    scale, _ = grid(w, group=group)
+    got = gptq(w.reshape(6, 2, 3, 3), x, scale, group=group)
+    for k in range(3):
+        own = slice(2 * k, 2 * k + 2)
+        torch.testing.assert_close(got.flatten(1)[own], gptq(w[own], x[k], scale[own], group=group))
+
+
+def test_a_dead_input_and_too_few_rows():
+    w, x = task(rows=5)
+    x[:, 3] = 0
+    scale, _ = grid(w)
+    got = gptq(w, x, scale)
+    k = got / scale[:, None]
+    assert torch.isfinite(got).all() and torch.allclose(k, k.round(), atol=1e-5)
+    assert torch.equal(gptq(w, 0 * x, scale), fake_quantize(w, scale, bits=4, signed=True, axis=0))
+
+
+def test_in_the_pipeline():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 10)
+    )
+    x = torch.randn(64, 3, 8, 8) + torch.randn(64, 1, 1, 1)
+    given = {"weights": 3, "activations": None, "per_channel": True, "equalize": False}
+    loss = {}
+    for group in (None, 16):
+        for rounding in ("nearest", "gptq"):
+            q = minq.ptq(model, x, rounding=rounding, group_size=group, correct_bias=False, **given)
+            with torch.no_grad():
+                loss[group, rounding] = float((q(x) - model(x)).square().mean())
+            for name, quantizer in weight_quantizers(q).items():
+                w = graph.get(q, name.replace("_quantizer", "")).detach()
+                if rounding == "gptq":
+                    torch.testing.assert_close(quantizer(w), w, rtol=1e-5, atol=1e-6)
+                assert (quantizer.scale.ndim == 2) == (group is not None)
+    for group in (None, 16):
+        assert loss[group, "gptq"] < 0.8 * loss[group, "nearest"]
+    for rounding in ("nearest", "gptq"):
+        assert loss[16, rounding] < loss[None, rounding]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"x": torch.ones(3, 5)}, "does not fit"),
+        ({"damping": 0.0}, "damping"),
+        ({"scale": torch.ones(5)}, "scale has shape"),
+        ({"scale": torch.zeros(6)}, "positive"),
+        ({"group": 0}, "at least 1"),
+    ],
+)
+def test_it_refuses(change, words):
+    w, x = task()
+    scale, _ = grid(w)
+    with pytest.raises(ValueError, match=words):
+        gptq(**{"weight": w, "x": x, "scale": scale} | change)
+
+
+def test_groups_ask_for_channels_and_another_rounding():
+    model, x = torch.nn.Linear(4, 4), torch.randn(8, 4)
+    with pytest.raises(ValueError, match="per_channel=True"):
+        minq.ptq(model, x, group_size=2, rounding="nearest")
+    with pytest.raises(ValueError, match="gptq"):
+        minq.ptq(model, x, group_size=2, per_channel=True)
