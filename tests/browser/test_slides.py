@@ -1,0 +1,112 @@
+"""The decks of slides: cut from the built pages, live, offline, and never taller than a slide."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from bookpage import ROOT, BookPage, Widget, toc_pages
+from bs4 import BeautifulSoup
+from filelock import FileLock
+
+CHAPTERS = [name for name in toc_pages() if name.startswith("ch")]
+# Slides whose words or pictures leave the 1280x720 of the slide, sideways or, unscrolled, below.
+TALL = """() => [...document.querySelectorAll('section.leaf')].flatMap(leaf => {
+    Reveal.slide(...Object.values(Reveal.getIndices(leaf)));
+    const blocks = [...leaf.children].filter(b => !b.matches('aside, h1, h2, h3'));
+    const scrolls = leaf.scrollHeight > 721, wide = leaf.scrollWidth > 1281;
+    return wide || (scrolls && blocks.length > 1)
+        ? [`${leaf.innerText.slice(0, 60)}: ${leaf.scrollWidth} x ${leaf.scrollHeight}`] : [];
+})"""
+
+
+@pytest.fixture(scope="module")
+def decks(book):
+    """The decks of the built book, under the addresses of the fixture `book`."""
+    with FileLock(ROOT / "_build" / ".slides.lock"):
+        subprocess.run([sys.executable, str(ROOT / "book" / "_tools" / "slides.py")], check=True)
+    return SimpleNamespace(folder=book.html / "slides")
+
+
+def open_deck(open_page, name, **options) -> BookPage:
+    deck = open_page(f"slides/{name}.html", **options)
+    deck.page.wait_for_function("window.Reveal?.isReady()")
+    return deck
+
+
+def show(deck: BookPage, selector: str) -> Widget:
+    """Go to the slide that holds the element; its widget, drawn."""
+    deck.page.evaluate(
+        """selector => {
+            const leaf = document.querySelector(selector).closest('section.leaf');
+            Reveal.slide(...Object.values(Reveal.getIndices(leaf)));
+        }""",
+        selector,
+    )
+    host = deck.page.locator("section.present .ws-root:visible").first
+    deck.page.wait_for_function("h => h.dataset.state == 'ready'", arg=host.element_handle())
+    return Widget(host)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_deck_holds_the_lesson_and_no_solution(decks, name):
+    page = BeautifulSoup((decks.folder.parent / f"{name}.html").read_text("utf-8"), "html.parser")
+    deck = BeautifulSoup((decks.folder / f"{name}.html").read_text("utf-8"), "html.parser")
+    view = 'script[type="application/vnd.jupyter.widget-view+json"]'
+    assert len(deck.select(view)) == len(page.select(view)), "a widget got lost"
+    headings = {h.get_text() for h in page.select("article h2")}
+    assert headings and len({h.get_text() for h in deck.select("h2")}) == len(headings)
+    assert len(deck.select("div.exercise")) == len(page.select("div.exercise"))
+    assert all(len(s.select("div.exercise")) <= 1 for s in deck.select("section.leaf"))
+    assert not deck.select(".solution, .tag_solution, .tag_check")
+    assert deck.select("aside.notes")
+    assert not [i for i in deck.select("section img") if not i.get("alt")]
+    for node in deck.select("[src], link[href]"):
+        path = (node.get("src") or node.get("href")).split("?")[0]
+        assert path.startswith("data:") or (decks.folder / path).exists(), path
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_deck_fits_its_slides(decks, open_page, name):
+    deck = open_deck(open_page, name, width=1280, height=720, over="file")
+    assert deck.page.evaluate(TALL) == []
+    count = deck.page.evaluate("Reveal.getTotalSlides()")
+    assert count >= deck.page.locator("h2").evaluate_all(
+        "h => new Set(h.map(e => e.innerText)).size"
+    )
+    assert "/" in deck.page.locator(".slide-number").inner_text()
+
+
+@pytest.mark.parametrize("over", ["http", "file"])
+def test_a_widget_lives_on_its_slide(decks, open_page, over):
+    deck = open_deck(open_page, "ch03_uniform_affine", over=over, width=1024, height=640)
+    widget = show(deck, ".ws-root")
+    before = widget.snapshot()
+    slider = widget.slider("Scale")
+    slider.drag(0.5, 0.2)
+    assert widget.snapshot() != before, "dragging on a scaled slide does nothing"
+    start, value = deck.page.url, slider.value
+    slider.locator.focus()
+    slider.press("ArrowRight")
+    assert slider.value > value and deck.page.url == start, "the deck took the slider's key"
+    deck.page.evaluate("document.activeElement.blur()")
+    deck.page.keyboard.press("ArrowRight")
+    assert deck.page.url != start, "the keys of the deck are dead"
+
+
+def test_dark_and_the_speakers_view(decks, open_page):
+    deck = open_deck(open_page, "ch03_uniform_affine", dark=True)
+    ground = deck.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert sum(map(int, ground[4:-1].split(",")[:3])) < 200, ground
+    with deck.page.expect_popup() as popup:
+        deck.page.keyboard.press("s")
+    deck.page.keyboard.press("ArrowRight")
+    popup.value.wait_for_selector("iframe", state="attached")
+
+
+def test_print_mode_has_a_sheet_for_each_slide(decks, open_page):
+    deck = open_page("slides/ch03_uniform_affine.html?print-pdf")
+    deck.page.wait_for_selector(".pdf-page", state="attached")
+    assert deck.page.locator(".pdf-page").count() == deck.page.locator("section.leaf").count()
