@@ -1,5 +1,6 @@
 # make book    the book, in _build/html            make test    everything that must hold
 # make serve   the book at http://127.0.0.1:8000   make live    the chapters in JupyterLab
+# make slides  a deck of slides a chapter        make pdf     the book on paper, _build/minq.pdf
 # make outputs every notebook run, its text outputs stored in it
 # make tables  the results that the book reads, measured again (hours; goes on where it was stopped)
 #
@@ -19,7 +20,7 @@ CHROME  = $(PY) tests/browser/chrome.py
 export OMP_NUM_THREADS = 1
 
 .NOTPARALLEL:
-.PHONY: book serve live outputs tables test lint unit bench notebooks browser chromium clean
+.PHONY: book serve live slides pdf outputs tables test lint unit bench notebooks browser chromium clean
 
 book: $(READY)
 	$(PY) book/_tools/build.py
@@ -29,6 +30,12 @@ serve: $(READY)
 
 live: $(READY)
 	cd book && $(abspath $(PY)) -m jupyterlab
+
+slides: book
+	$(PY) book/_tools/slides.py
+
+pdf: book chromium
+	$(PY) book/_tools/pdf.py
 
 outputs: $(READY)
 	$(PY) book/_tools/store_outputs.py $(NOTEBOOKS)
@@ -41,12 +48,16 @@ test:
 	$(MAKE) --no-print-directory --keep-going lint unit notebooks book browser
 	@echo "All tests passed."
 
+# Style, types, code that nothing uses, misspelt words.
 lint: $(READY)
 	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m vulture
+	$(PY) -m codespell_lib README.md CONTRIBUTING.md book minq tests .ci Makefile
 
 unit: $(READY)
 	$(PYTEST) tests minq README.md --doctest-modules --doctest-glob=README.md \
-		--ignore=tests/browser --ignore=tests/bench -n $(JOBS)
+		--ignore=tests/browser --ignore=tests/bench -n $(JOBS) --cov=minq --cov-report=term:skip-covered
 
 bench: $(READY)
 	for script in tests/bench/bench_*.py; do $(PY) $$script || exit 1; done

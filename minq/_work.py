@@ -27,7 +27,7 @@ def fingerprint(values: Iterable[Any]) -> str:
     for v in values:
         if isinstance(v, torch.Tensor):
             v = v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(v if isinstance(v, np.ndarray) else repr(v).encode())
+        digest.update(v.data if isinstance(v, np.ndarray) else repr(v).encode())
     return digest.hexdigest()[:16]
 
 

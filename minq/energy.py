@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from minq._checks import check_count
 
@@ -42,7 +43,7 @@ def multiply_energy(weight_bits: int, activation_bits: int, *, floating: bool = 
     return 1e-12 * (known or MULTIPLY_PJ["int", 8] * area / 64)
 
 
-def _float_energy(table: Mapping[tuple[str, int], float], bits: int | None) -> float:
+def _float_energy(table: Mapping[Any, float], bits: int | None) -> float:
     if ("float", bits) not in table:
         raise ValueError(
             "floating point comes in 16 or 32 bits here, equal for weights and activations; "

@@ -112,7 +112,7 @@ def bias_node(node: fx.Node) -> fx.Node | None:
     return None if op(node) == "embedding" else argument(node, 2, "bias")
 
 
-def parameter_of(node: fx.Node | None) -> fx.Node | None:
+def parameter_of(node: fx.Node | None) -> Any:
     """The ``get_attr`` behind a node, through a quantizer; None where there is none."""
     if node is not None and node.op == "call_module":
         node = node.args[0]

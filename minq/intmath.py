@@ -129,7 +129,7 @@ def int_matmul(a: Array, b: Array) -> Array:
     if is_torch_array(a) and right.ndim == 2 and narrow and _int_mm_is_exact():
         # Values in [0, 255] go to the signed kernel as a - 128.
         shifts = [128 if high > 127 else 0 for _, high in spans]
-        product = functools.partial(_int8_product, *shifts)
+        product = functools.partial(_int8_product, shifts[0], shifts[1])
         return back(_in_blocks(product, left, right, (2**31 - 1) // max(term, 1), dtype))
     for wide, exact_up_to in ((np.float32, 2**24), (np.float64, 2**53)):
         block = exact_up_to // max(term, 1)

@@ -69,7 +69,7 @@ __all__ = [
 class Cycle(NamedTuple):
     """What happened in one cycle of ``MacArray.trace``; what did not happen is None."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # it hides tuple.index, which nobody needs
     loading: tuple[int, int, int] | None  # (n, start, stop): W[n, start:stop] enters its array row
     vector: int | None = None  # which input vector, 0..B-1
     rows: tuple[int, int] | None = None  # outputs of the computing tile, start and stop
@@ -157,10 +157,10 @@ class MacArray:
         loads = [[(n, *columns) for n in range(*rows)] for rows, columns in tiles]
         works = [[(tile, v) for v in range(len(x))] for tile in tiles]
         if self.double_buffer:  # tile i + 1 is loaded while tile i computes
-            phases = zip([*loads, []], [[], *works], strict=True)
+            phases = list(zip([*loads, []], [[], *works], strict=True))
         else:
             pairs = zip(loads, works, strict=True)
-            phases = (phase for load, work in pairs for phase in ((load, []), ([], work)))
+            phases = [phase for load, work in pairs for phase in ((load, []), ([], work))]
         steps = (step for phase in phases for step in zip_longest(*phase))
         for index, (load, work) in enumerate(steps):
             if work is None:

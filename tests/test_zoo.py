@@ -161,5 +161,5 @@ def test_the_zoo_opens_without_torch():
 
 def test_every_name_of_the_zoo_exists_and_a_wrong_one_is_named():
     assert all(getattr(zoo, name) is not None for name in zoo.__all__)
-    with pytest.raises(AttributeError, match="no 'evalute'; it has .*evaluate"):
-        _ = zoo.evalute
+    with pytest.raises(AttributeError, match="no 'evaluat'; it has .*evaluate"):
+        _ = zoo.evaluat

@@ -32,9 +32,9 @@ The chapters of the book, as notebooks with exercises to fill in. They need Pyth
     .venv/bin/python -m pip install "minq[book] @ git+{url}" jupyterlab
     .venv/bin/python -m jupyterlab
 
-Begin with `intro.ipynb`. A code exercise has a cell for your answer and one that checks it, and says
-what is wrong; it uses nothing from other cells, so both can be run alone. Do not edit the checks: when
-your notebook is graded, they are put back.
+Begin with `intro.ipynb`. A code exercise has a cell for your answer and one that checks it and says
+what is wrong. The two use nothing from other cells, so they can be run alone. Do not edit the
+checks: when your notebook is graded, they are put back.
 """
 
 

@@ -416,7 +416,7 @@ class Compiler:
             return Pieces(tuple(self._clamped(node, p) for p in form.parts), form.join)
         return self._clamped(node, form)
 
-    def _clamped(self, node: fx.Node, x: Any) -> Sum | Function:
+    def _clamped(self, node: fx.Node, x: Any) -> Any:
         if isinstance(x, Constant):
             x = self._summand_of(x)
         if isinstance(x, Function):

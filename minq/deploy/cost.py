@@ -213,6 +213,7 @@ class _Machine:
 
     def _products(self, operator: _Operator) -> LayerCost:
         """Cycles and arithmetic."""
+        assert operator.shape is not None
         n, m, batch, groups = operator.shape
         given: dict[str, Any] = {"array": self.array, "groups": groups}
         given |= {"floating": operator.floating, "memory": self.memory}
@@ -299,18 +300,22 @@ def _read(node: fx.Node, shapes: dict, constants: set, floating: bool) -> _Opera
         turned = x in constants and weight not in constants
         weight, x = (x, weight) if turned else (weight, x)
         shape = _product_shape(shapes[weight], y, turned)
-    grids = {"weights": _grid(weight), "inputs": _grid(x), "outputs": _grid_after(node)}
+    grids: dict[str, Any] = {"weights": _grid(weight), "inputs": _grid(x)}
+    grids["outputs"] = _grid_after(node)
     bits = {k: 32 if floating or q is None else q.bits for k, q in grids.items()}
     words = {"weights": shapes[weight].numel(), "inputs": shapes[x].numel(), "outputs": y.numel()}
     if kind == "embedding":  # it fetches a row for each index, and leaves it on the weights' grid
         words |= {"weights": y.numel(), "inputs": 0}
         bits |= {"outputs": bits["weights"]}
     parameter, integer = weight in constants, not floating and grids["weights"] and grids["inputs"]
-    offset = [bool(integer) and not grids[k].symmetric for k in ("weights", "inputs")]
+    offset = (
+        bool(integer) and not grids["weights"].symmetric,
+        bool(integer) and not grids["inputs"].symmetric,
+    )
     words["bias"] = 0
     if shape and (bias is not None or (parameter and offset[1])):  # zero-points fold into it
         words["bias"] = y[1] if kind in graph.TRANSPOSED else shape.groups * shape.n_outputs
-    return _Operator(kind, shape, words, bits, not integer, parameter, tuple(offset))
+    return _Operator(kind, shape, words, bits, not integer, parameter, offset)
 
 
 def _layer_shape(node, weight, x, y) -> MatmulShape | None:

@@ -68,12 +68,12 @@ def to_integer(
     ):
         if value not in known:
             raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, not {value!r}")
-    for name, value, most in (
+    for name, bits, most in (
         ("multiplier_bits", multiplier_bits, 31),
         ("accumulator_bits", accumulator_bits, 32),
     ):
-        if not 2 <= check_count(value, name) <= most:
-            raise ValueError(f"{name} must be 2 to {most}, not {value}")
+        if not 2 <= check_count(bits, name) <= most:
+            raise ValueError(f"{name} must be 2 to {most}, not {bits}")
     exact = multipliers == "float"
     arithmetic = kernels.Arithmetic(exact, multiplier_bits, rounding, accumulator_bits)
     return IntegerNetwork(Compiler(q, arithmetic, overflow == "wrap"))

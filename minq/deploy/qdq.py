@@ -81,8 +81,8 @@ class Rewriting:
     def _markers(self) -> Iterator[ir.Node]:
         return (node for node in self.graph if node.domain == "minq")
 
-    def _quantizer(self, value: ir.Value | None) -> tuple[str, Quantizer] | None:
-        """The quantizer whose marker gives this value."""
+    def _quantizer(self, value: ir.Value | None) -> Any:
+        """The name and the quantizer whose marker gives this value, or None."""
         node = None if value is None else value.producer()
         if node is None or node.domain != "minq":
             return None
@@ -329,7 +329,7 @@ def _to_grid(quantizer: Quantizer, value: Array) -> Array:
     return quantizer.quantize(torch.from_numpy(np.asarray(finite, np.float32))).numpy()
 
 
-def _constant(value: ir.Value | None, default: Any = None) -> Array | None:
+def _constant(value: ir.Value | None, default: Any = None) -> Any:
     """The content of an initializer."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return default if tensor is None else tensor.numpy()

@@ -76,9 +76,10 @@ def _of(gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Moments]) -> Mom
     kind = graph.op(node)
     if "moments" in node.meta:
         return Moments.gaussian(*node.meta["moments"])
-    data = [known.get(x) for x in node.all_input_nodes if x.op != "get_attr" and not is_weight(x)]
-    if not data or any(m is None for m in data):
+    inputs = [x for x in node.all_input_nodes if x.op != "get_attr" and not is_weight(x)]
+    if not inputs or any(x not in known for x in inputs):
         return None
+    data = [known[x] for x in inputs]
     x = data[0]
     if _channels_last(node):
         return None

@@ -46,7 +46,7 @@ class Report:
 
     def worst(self, count: int = 5) -> list[str]:
         """The quantizers that cost most when each is the only one on."""
-        return sorted(self.alone, key=self.alone.get)[:count]
+        return sorted(self.alone, key=self.alone.__getitem__)[:count]
 
     @property
     def verdict(self) -> str:
@@ -129,7 +129,8 @@ def debug(
         kinds=kinds,
     )
     if each:
-        first = every if most is None else sorted(every, key=_own_errors(q, batches[0]).get)[:most]
+        errors = {} if most is None else _own_errors(q, batches[0])
+        first = every if most is None else sorted(every, key=errors.__getitem__)[:most]
         for name in first:
             report.alone[name] = measure({name})
             report.without[name] = measure(set(every) - {name})

@@ -16,7 +16,7 @@ folding remembered, gamma is sigma and beta is mu. ``remove`` folds them for goo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
@@ -46,9 +46,7 @@ class RefoldedLayer(KeptBatchNorm):
     only the second is computed, with the running statistics.
     """
 
-    def __init__(
-        self, layer: Callable[[Tensor, Tensor], Tensor], quantizer: Quantizer, *args, **kwargs
-    ) -> None:
+    def __init__(self, layer: Any, quantizer: Quantizer, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.layer, self.quantizer = layer, quantizer
 

@@ -107,7 +107,7 @@ def parameter_groups(
         zero_points.setdefault(q.p - q.n, []).append(q.zero_point)
         mine |= {id(q.scale), id(q.zero_point), id(q.log2_scale)}
     weights = [p for p in gm.parameters() if id(p) not in mine]
-    groups = [{"params": weights, "lr": rate, "weight_decay": decay}]
+    groups: list[dict[str, Any]] = [{"params": weights, "lr": rate, "weight_decay": decay}]
     groups.append({"params": scales, "lr": range_rate, "weight_decay": 0.0})
     for steps, params in zero_points.items():
         groups.append({"params": params, "lr": steps * range_rate, "weight_decay": 0.0})
@@ -213,7 +213,7 @@ def split_batch(gm: fx.GraphModule, batch: Any) -> tuple[tuple, Any]:
             values = [batch[k] for k in keywords]
         inputs, target = tuple(values), batch["labels"]
     elif isinstance(batch, (tuple, list)) and len(batch) > 1:
-        *inputs, target = batch
+        inputs, target = tuple(batch[:-1]), batch[-1]
     else:
         raise TypeError(
             "a batch must be (inputs ..., target), or a dict with the target under "

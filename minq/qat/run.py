@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ class Run:
         self.gm, self.optimizer, self.loader = gm, optimizer, loader
         self.path, self.every = None if path is None else Path(path), every
         self.step, self.length = 0, len(loader)
-        self.epoch_random = self.random = None
+        self.epoch_random: Any = None
+        self.random: Any = None
         start = fingerprint(v for pair in gm.state_dict().items() for v in pair)
         self.settings = {"start": start, "optimizer": repr(optimizer), "steps": steps}
         if self.path is not None and self.path.exists():
@@ -60,8 +61,8 @@ class Run:
         """Those that are left. Those of a begun epoch are drawn again, and passed over."""
         while self.step < epochs * self.length:
             epoch, skip = divmod(self.step, self.length)
-            if hasattr(sampler := getattr(self.loader, "sampler", None), "set_epoch"):
-                sampler.set_epoch(epoch)
+            if set_epoch := getattr(getattr(self.loader, "sampler", None), "set_epoch", None):
+                set_epoch(epoch)
             if self.random is not None:
                 _set_random_state(self.epoch_random if skip else self.random, self.loader)
             if not skip:
@@ -103,7 +104,7 @@ class Run:
 
 def _random_state(loader: Any) -> dict[str, Any]:
     """Where all random numbers stand that a loader or a loss may draw."""
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = cast("tuple[Any, ...]", np.random.get_state())
     state = {
         "torch": torch.get_rng_state(),
         "python": repr(random.getstate()),

@@ -354,7 +354,7 @@ def sentences(
     if not files[0].is_file():
         name = files[0].relative_to(folder)
         raise wrong_layout(folder, "glue", f"there is no {name} in {folder}")
-    names = spec.classes if isinstance(spec.classes, tuple) else ()
+    names, classes = ((), spec.classes) if isinstance(spec.classes, int) else (spec.classes, 0)
     given = {k.lower(): v for k, v in (labels or {}).items()}
     order = given if set(given) == set(names) else {n: k for k, n in enumerate(names)}
     encode = partial(
@@ -363,7 +363,7 @@ def sentences(
     )  # fmt: skip
     found = [_Sentences(read_tsv(f, spec, order), encode) for f in files if f.is_file()]
     test, train = (found + [None])[:2]
-    return Data(len(names) or spec.classes, test, train, train or test, names=names)
+    return Data(len(names) or classes, test, train, train or test, names=names)
 
 
 def read_tsv(file: Path, spec: Task, order: Mapping[str, int]) -> list[tuple[Any, ...]]:

@@ -31,7 +31,7 @@ def metric_of(row: Row, data: Data, task: str | None = None) -> Score | CocoMap:
         return Score([metrics.MulticlassAccuracy(data.classes, average="micro")])
     if row.task == "segmentation":
         return Score([metrics.MulticlassJaccardIndex(data.classes, ignore_index=255)], key="out")
-    real, kinds = library("torchmetrics.regression"), GLUE[task].scores
+    real, kinds = library("torchmetrics.regression"), GLUE[str(task)].scores
     makers = {
         "accuracy": lambda: metrics.MulticlassAccuracy(data.classes, average="micro"),
         "f1": metrics.BinaryF1Score,

@@ -93,7 +93,7 @@ def quantized(network: str, way: str) -> nn.Module:
             "groups": next(m for m in model.modules() if isinstance(m, nn.LayerNorm)).weight.numel()
         }
     layers = {pattern: sums | {"per_channel": per_channel} for pattern in SUMS[network]}
-    settings = NAIVE | {"weight_range": ranges, "activation_range": ranges}
+    settings: dict[str, Any] = NAIVE | {"weight_range": ranges, "activation_range": ranges}
     settings |= {"rounding": options.get("rounding", "nearest")}
     settings |= {"correct_bias": options.get("correct", False), "per_channel": per_channel}
     q = ptq(gm, calibration, layers=layers if sums else None, progress=False, **settings)

@@ -317,7 +317,7 @@ class Network:
         if self.row.task == "classification" and weights == "pretrained":
             layouts.check_synsets(data)
         model = self.row.build(weights, classes=data.classes, size=measurement.size)
-        self.boxes = Boxes(model) if self.row.task == "detection" else None
+        self.boxes: Any = Boxes(model) if self.row.task == "detection" else None
         example, device = self.row.example(2, measurement.size), measurement.device
         self.gm = capture(model.to(device), _to(example, device))
         o = self.options

@@ -199,8 +199,7 @@ def _torchvision(name: str, weights: str = "IMAGENET1K_V1", **settings: Any) -> 
     def expects() -> dict[str, Any]:
         t = models().get_model_weights(name)[weights].transforms()
         crop = getattr(t, "crop_size", None)
-        size = getattr(t, "resize_size", None)
-        return _pixels(t.mean, t.std, size[0], crop and crop[0], t.interpolation.value)
+        return _pixels(t.mean, t.std, t.resize_size[0], crop and crop[0], t.interpolation.value)
 
     return {"package": "torchvision", "make": make, "expects": expects}
 

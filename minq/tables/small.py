@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parents[2] / "book" / "results"
 CONFIGURATIONS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A8": (3, 8), "W2A8": (2, 8)}
 
 
-def bits_of(cell: dict[str, Any]) -> dict[str, int | None]:
+def bits_of(cell: dict[str, Any]) -> dict[str, Any]:
     """The arguments that "W4A8" stands for; "FP32" for none."""
     weights, activations = (CONFIGURATIONS | {"FP32": (None, None)})[cell["bits"]]
     return {"weights": weights, "activations": activations}
@@ -142,7 +142,7 @@ def hero_cell(cell: dict[str, Any]) -> dict[str, float]:
 
 
 BEST_TEST, BEST_CALIBRATION = 500, 128
-BEST = {
+BEST: dict[str, dict[str, Any]] = {
     "W8A8 per tensor": {"weights": 8},
     "W8A8 per channel": {"weights": 8, "per_channel": True, "equalize": False},
     "W4A8 per channel": {"weights": 4, "per_channel": True, "equalize": False},
@@ -291,7 +291,7 @@ def length_cell(cell: dict[str, Any]) -> dict[str, float]:
     return {"rate": rate} | accuracies(q, name)
 
 
-NORM_WAYS = {
+NORM_WAYS: dict[str, dict[str, Any]] = {
     "fold": {"batch_norm": "fold"},
     "refold": {"batch_norm": "refold"},
     "keep": {"batch_norm": "keep"},
@@ -316,7 +316,7 @@ def norm_cell(cell: dict[str, Any]) -> dict[str, float]:
     return {"rate": rate, "seconds": seconds} | accuracies(q, name)
 
 
-STARTS = {
+STARTS: dict[str, dict[str, Any]] = {
     "min-max": {"weight_range": "min_max", "activation_range": "min_max"},
     "MSE": {},
     "MSE, biases corrected": {"correct_bias": True},

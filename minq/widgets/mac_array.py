@@ -148,7 +148,7 @@ class MacArray(Widget):
         w, x, b = np.split(values, [n * m, n * m + batch * m])
         w, x = w.reshape(n, m), x.reshape(batch, m)
         if self.quantized:
-            return tuple(v.astype(np.int64) for v in (w, x, b)), 1.0
+            return (w.astype(np.int64), x.astype(np.int64), b.astype(np.int64)), 1.0
         s_w, _ = scale_zero_point(w.min(), w.max(), self.weight_bits, signed=True, symmetric=True)
         s_x, z_x = scale_zero_point(x.min(), x.max(), self.activation_bits)
         w_int = quantize(w, s_w, 0, self.weight_bits, signed=True).astype(np.int64)

@@ -83,7 +83,7 @@ def detections(
 
 
 def average_precision(found: Tensor, truth: Tensor, iou: float = 0.5) -> float:
-    """The area under precision against recall, at IoU 0.5, meaned over the classes: AP50.
+    """The area under precision against recall, at IoU 0.5, the mean over the classes: AP50.
 
     found: (N, D, 6) as ``detections`` gives them. truth: (N, K, 5) boxes and classes, class -1 for
     none. The most certain detection comes first; it is right if it overlaps a box of its class that

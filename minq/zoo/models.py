@@ -7,7 +7,7 @@ that stays free.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +154,7 @@ class EfficientNetLite(nn.Module):
         eps: float = 1e-3,
     ) -> None:
         super().__init__()
-        norm = {"same": True, "eps": eps}
+        norm: dict[str, Any] = {"same": True, "eps": eps}
         self.stem = ConvNorm(3, stem, 3, stem_stride, activation=nn.ReLU6, **norm)
         self.blocks, width = inverted_residuals(stem, stages, **norm)
         self.head = ConvNorm(width, head, 1, activation=nn.ReLU6, **norm)

