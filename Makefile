@@ -1,6 +1,7 @@
 # make book    the book, in _build/html            make test    everything that must hold
 # make serve   the book at http://127.0.0.1:8000   make live    the chapters in JupyterLab
 # make slides  a deck of slides a chapter        make pdf     the book on paper, _build/minq.pdf
+# make student the notebooks without solutions, and a course for nbgrader
 # make outputs every notebook run, its text outputs stored in it
 # make tables  the results that the book reads, measured again (hours; goes on where it was stopped)
 #
@@ -20,7 +21,7 @@ CHROME  = $(PY) tests/browser/chrome.py
 export OMP_NUM_THREADS = 1
 
 .NOTPARALLEL:
-.PHONY: book serve live slides pdf outputs tables test lint unit bench notebooks browser chromium clean
+.PHONY: book serve live student slides pdf outputs tables test lint unit bench notebooks browser chromium clean
 
 book: $(READY)
 	$(PY) book/_tools/build.py
@@ -30,6 +31,9 @@ serve: $(READY)
 
 live: $(READY)
 	cd book && $(abspath $(PY)) -m jupyterlab
+
+student: $(READY)
+	$(PY) book/_tools/student.py
 
 slides: book
 	$(PY) book/_tools/slides.py
