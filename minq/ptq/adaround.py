@@ -149,12 +149,19 @@ def adaround(
     task = _Task(weight, x, y, scale, zero_point, bits, signed, restricted, bias, activation)
     x, s, base = task.x, task.s.transpose(1, 2), task.base.transpose(1, 2)  # (groups, K, outputs)
     h, top = (t.transpose(1, 2).contiguous() for t in (task.fraction, task.free.to(x)))
-    bottom = torch.zeros_like(top[:, 0])
     rows, width = x.shape[1:]
     gram = x.transpose(1, 2) @ x / rows  # eq. (33)
     diagonal = gram.diagonal(dim1=1, dim2=2)[..., None]
     # An input that is always 0 decides nothing.
     inverse = torch.where(diagonal > 0, 1 / diagonal, 0)
+
+    # Room for one block, and views of it by column, made once: making them costs like a step.
+    size = min(_BLOCK, width)
+    old, best, most, move = (h.new_empty(len(h), size, h.shape[2]) for _ in range(4))
+    pull = h.new_empty(len(h), size, size)
+    columns = list(zip(*(t.split(1, 1) for t in (best, old, most, move)), strict=True))
+    earlier = [(pull[:, j : j + 1, :j], move[:, :j]) for j in range(size)]
+    bottom = torch.zeros_like(columns[0][0])
 
     def residual() -> Tensor:
         y_hat = torch.baddbmm(task.bias, x, s * (base + h))
@@ -166,16 +173,20 @@ def adaround(
         mu = min(sweep / (0.9 * (sweeps - 1) or 1), 1 - 1e-6)
         for first in range(0, width, _BLOCK):
             block = slice(first, first + _BLOCK)
-            before, r_block = h[:, block].clone(), r[:, block].clone()
-            parts = (h[:, block], r_block, inverse[:, block], top[:, block])
-            columns = (*(t.unbind(1) for t in parts), gram[:, block, block, None].unbind(2))
-            for h_j, r_j, inverse_j, top_j, gram_j in zip(*columns, strict=True):
-                best = torch.addcmul(h_j, r_j, inverse_j, value=-1)
-                best.sub_(mu / 2).div_(1 - mu)
-                change = torch.clamp(best, bottom, top_j).sub_(h_j)
-                h_j += change
-                r_block.addcmul_(gram_j, change[:, None])  # r = G e, inside the block
-            r.baddbmm_(gram[:, :, block], h[:, block] - before)  # r = G e, everywhere
+            n = min(_BLOCK, width - first)
+            old[:, :n], most[:, :n] = h[:, block], top[:, block]
+            scaled = inverse[:, block] / (1 - mu)
+            torch.mul(gram[:, block, block], scaled, out=pull[:, :n, :n])
+            # Where each h would go, were it the only one; those moved before it pull it away.
+            best[:, :n] = (old[:, :n] - mu / 2) / (1 - mu) - r[:, block] * scaled
+            for (best_j, old_j, most_j, move_j), (pull_j, moved) in zip(
+                columns[:n], earlier[:n], strict=True
+            ):
+                best_j.baddbmm_(pull_j, moved, alpha=-1)  # r = G e, inside the block
+                torch.clamp(best_j, bottom, most_j, out=best_j)
+                torch.sub(best_j, old_j, out=move_j)
+            h[:, block] = best[:, :n]
+            r.baddbmm_(gram[:, :, block], move[:, :n])  # r = G e, everywhere
         if progress is not None:
             progress(sweep, float(((h > 0) & (h < 1)).to(x).mean()))
     return task.better((s * (base + h.round())).transpose(1, 2))
