@@ -59,3 +59,31 @@ def test_histogram_is_numpys(js):
     values = np.round(np.random.default_rng(0).normal(size=500) * 64) / 64  # many on the edges
     got = js(UI, "(m, v) => m.histogram(v, -2, 2, 32)", values.tolist())
     assert got == np.histogram(values, bins=32, range=(-2, 2))[0].tolist()
+
+
+def test_a_loop_runs_only_on_screen(js):
+    """Steps of an animation: at the start, after the figure left the screen, after it came back."""
+    code = """async m => {
+        document.body.style.height = "9000px";
+        const model = { get: () => null, on() {}, off() {}, save_changes() {} };
+        const w = m.widget({ model, el: document.body.appendChild(document.createElement("div")) });
+        w.add("A picture.");
+        let steps = 0;
+        const loop = w.loop(() => { steps += 1; });
+        loop.play();
+        const more = async enough => {
+            const before = steps, end = performance.now() + 5000;
+            while (steps - before < enough && performance.now() < end) await new Promise(r => setTimeout(r, 20));
+            return steps - before;
+        };
+        const seen = await more(3);
+        scrollTo(0, 8000);
+        await new Promise(r => setTimeout(r, 500));
+        const before = steps;
+        await new Promise(r => setTimeout(r, 500));
+        const away = steps - before;
+        scrollTo(0, 0);
+        return [seen, away, await more(3)];
+    }"""  # noqa: E501
+    seen, away, back = js(UI.replace("linear,", "linear, widget,"), code)
+    assert seen >= 3 and away == 0 and back >= 3
