@@ -28,6 +28,7 @@ _HOME = {
     "MethodChoice": "method_choice",
     "TwoPaths": "two_paths",
     "OutlierMap": "outlier_map",
+    "NumberGrids": "number_grids",
     "Question": "question",
 }
 __all__ = list(_HOME)
