@@ -4,7 +4,7 @@
   await window.MathJax?.startup?.promise;
   await document.fonts.ready;
   const slides = document.querySelector(".slides");
-  slides.style.width = `${WIDTH}px`;
+  slides.classList.add("measure"); // until the next frame: no widget wakes
   for (const first of slides.querySelectorAll("section.leaf")) {
     for (let slide = first; slide.scrollHeight > HEIGHT; ) {
       const blocks = [...slide.children].filter((b) => !b.matches("aside, h1, h2, h3, h4"));
@@ -21,6 +21,15 @@
       slide = next;
     }
   }
+  slides.classList.remove("measure");
+  const fit = (host) => requestAnimationFrame(() => { // a tall widget is drawn smaller
+    const leaf = host.closest("section.leaf");
+    host.style.zoom = 1;
+    const rest = leaf.scrollHeight - host.offsetHeight;
+    if (host.offsetHeight) host.style.zoom = Math.max(0.6, Math.min(1, (HEIGHT - rest) / host.offsetHeight));
+  });
+  const drawn = new MutationObserver((changes) => changes.forEach(({ target }) => fit(target)));
+  for (const host of slides.querySelectorAll(".ws-root")) drawn.observe(host, { attributeFilter: ["data-state"] });
   for (const e of slides.querySelectorAll(".cell_output")) e.dataset.preventSwipe = "";
   const busy = () => document.activeElement?.closest("input, select, textarea, button, pre[tabindex], .ws-root");
   await Reveal.initialize({
@@ -29,5 +38,8 @@
     keyboardCondition: (e) => e.key === "Escape" || !busy(), // arrow keys belong to a focused slider
     plugins: [RevealNotes],
   });
-  Reveal.on("slidechanged", () => document.activeElement?.blur());
+  Reveal.on("slidechanged", ({ currentSlide }) => {
+    document.activeElement?.blur();
+    currentSlide.querySelectorAll('.ws-root[data-state="ready"]').forEach(fit);
+  });
 })();

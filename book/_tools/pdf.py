@@ -30,13 +30,14 @@ MARGIN = {"top": "18mm", "bottom": "20mm", "left": "18mm", "right": "18mm"}
 PAPER = """
 .bd-header, .bd-header-article, .bd-sidebar-primary, .bd-sidebar-secondary, .prev-next-area,
 .bd-footer, .bd-footer-content, .headerlink, .copybtn, .skip-link, #pst-back-to-top, dialog,
-.header-article, .footer-article { display: none !important; }
+.header-article, .footer-article, #jb-print-docs-body { display: none !important; }
 .bd-main, .bd-content, .bd-article-container, .bd-container, .bd-container__inner {
   display: block !important; max-width: none !important; width: 100% !important;
   padding: 0 !important; margin: 0 !important; }
 .bd-article { padding: 0 !important; font-size: 11pt; }
-img, svg, figure, table, .ws-root, .admonition, .exercise, mjx-container[display] {
+img, svg, figure, tr, .ws-root, .admonition, .exercise, mjx-container[display] {
   break-inside: avoid; }
+article.bd-article h1:first-of-type { display: block !important; }
 h1, h2, h3, h4 { break-after: avoid; }
 pre { white-space: pre-wrap !important; }
 """
@@ -171,16 +172,16 @@ def bind(html: Path, toc: Path, out: Path) -> dict[str, int]:
         front = front_matter(browser, titles, starts, sections, config)
         writer = PdfWriter()
         writer.append(front, import_outline=False)
-        writer.add_outline_item("Contents", page_number=1)
+        for name in names:
+            writer.append(sheets[name], import_outline=False)
+        writer.add_outline_item(title="Contents", page_number=1)
         for caption, pages in sections:
-            parent = (
-                writer.add_outline_item(caption, page_number=starts[pages[0]] - 1)
-                if caption
-                else None
-            )
+            first = starts[pages[0]] - 1
+            parent = writer.add_outline_item(title=caption, page_number=first) if caption else None
             for name in pages:
-                writer.append(sheets[name], import_outline=False)
-                writer.add_outline_item(titles[name], page_number=starts[name] - 1, parent=parent)
+                writer.add_outline_item(
+                    title=titles[name], page_number=starts[name] - 1, parent=parent
+                )
         number_pages(browser, writer)
         browser.close()
     link_inside(writer, starts)

@@ -29,6 +29,7 @@ HTML = ROOT / "_build" / "html"
 REVEAL = ("dist/reset.css", "dist/reveal.css", "dist/reveal.js", "plugin/notes/notes.js", "LICENSE")
 LEFT_OUT = ".solution, .tag_solution, .tag_check, .slide-skip, .tag_slide-skip"
 STATE = 'script[type="application/vnd.jupyter.widget-state+json"]'
+VIEW = 'script[type="application/vnd.jupyter.widget-view+json"]'
 SCRIPTS = re.compile("mathjax/|MathJax|widgets-")
 LARGE = 'img, svg, table, .exercise, script[type*="widget-view"]'  # has a slide of its own
 
@@ -74,14 +75,16 @@ def sentences(paragraph: Tag) -> list[Tag]:
 
 
 def leads(paragraph: Tag) -> list[Tag]:
-    """The bold sentences of a paragraph, and the bold words that it begins with."""
+    """The bold sentences of a paragraph; its first sentence, if that begins in bold."""
     found = []
     for bold in paragraph.find_all("strong", recursive=False):
         starts = not any(str(s).strip() for s in bold.previous_siblings)
-        if starts or bold.get_text().rstrip().endswith((".", "?", "!")):
-            lead = Tag(name="p", attrs={"class": "lead"})
+        whole = bold.get_text().rstrip().endswith((".", "?", "!"))
+        if starts or whole:
+            lead = Tag(name="p")
             lead.append(copy.copy(bold))
-            found.append(lead)
+            found.append(lead if whole else sentences(paragraph)[0])
+            found[-1]["class"] = "lead"
     return found
 
 
@@ -108,6 +111,8 @@ class Deck:
         self.columns[-1].append(([copy.copy(self.heading)], []))
 
     def show(self, block: Tag) -> None:
+        for inner in block.find_all("section"):
+            inner.name = "div"  # reveal.js takes every <section> for a slide
         blocks, _ = self.columns[-1][-1]
         large = bool(block.select_one(LARGE)) or "exercise" in block.get("class", [])
         full = any(isinstance(b, Tag) and b.get("data-large") for b in blocks)
@@ -154,7 +159,9 @@ def walk(deck: Deck, section: Tag, level: int = 1) -> None:
             for line in sentences(node) if summary and level == 2 else leads(node):
                 deck.show(line)
         elif "cell" in node.get("class", []):
-            if re.search("hide-input|hide-cell|remove", " ".join(node["class"])):
+            if re.search("hide-input|hide-cell|remove", " ".join(node["class"])) or node.select(
+                VIEW
+            ):
                 for code in node.select(".cell_input, details"):
                     code.decompose()
             for summary in node.select("details > summary"):
@@ -200,10 +207,10 @@ def cut(path: Path) -> str:
         state.extract()
     for node in [*head, article]:
         local(node, path.name)
+    title = article.find("h1").get_text(" ", strip=True)
     deck = Deck()
     walk(deck, article)
     fill_bare(deck)
-    title = article.find("h1").get_text(" ", strip=True)
     parts = {"head": head, "states": states}
     text = {key: "\n".join(map(str, nodes)) for key, nodes in parts.items()}
     return PAGE.format(title=title, slides=deck.html(), **text)

@@ -25,8 +25,14 @@ TALL = """() => [...document.querySelectorAll('section.leaf')].flatMap(leaf => {
 @pytest.fixture(scope="module")
 def decks(book):
     """The decks of the built book, under the addresses of the fixture `book`."""
-    with FileLock(ROOT / "_build" / ".slides.lock"):
-        subprocess.run([sys.executable, str(ROOT / "book" / "_tools" / "slides.py")], check=True)
+    command = [
+        sys.executable,
+        str(ROOT / "book" / "_tools" / "slides.py"),
+        "--html",
+        str(book.html),
+    ]
+    with FileLock(book.html.parent / ".slides.lock"):
+        subprocess.run(command, check=True)
     return SimpleNamespace(folder=book.html / "slides")
 
 
