@@ -97,6 +97,8 @@ def test_a_widget_lives_on_its_slide(decks, open_page, over):
     slider.locator.focus()
     slider.press("ArrowRight")
     assert slider.value > value and deck.page.url == start, "the deck took the slider's key"
+    widget.root.locator(".mq-handle[tabindex]").first.press("ArrowRight")
+    assert deck.page.url == start, "the deck took the key of a handle in a picture"
     deck.page.evaluate("document.activeElement.blur()")
     deck.page.keyboard.press("ArrowRight")
     assert deck.page.url != start, "the keys of the deck are dead"
