@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ class Quantizer(nn.Module):
     def _estimator(self, estimator: str | Estimator) -> Estimator:
         if callable(estimator):
             return estimator
-        known = {
+        known: dict[str, Estimator] = {
             "min_max": ranges.min_max,
             "percentile": ranges.percentile,
             "mse": partial(
@@ -248,10 +249,10 @@ class Quantizer(nn.Module):
 
     # --- keeping it -------------------------------------------------------------------------------
 
-    def get_extra_state(self) -> dict[str, str | bool]:
+    def get_extra_state(self) -> dict[str, Any]:
         return {"stage": self._stage, "normalize": self.normalize}
 
-    def set_extra_state(self, state: dict[str, str | bool]) -> None:
+    def set_extra_state(self, state: dict[str, Any]) -> None:
         stage = state.get("stage")
         if stage not in STAGES:
             raise ValueError(f"stage must be one of {STAGES}, not {stage!r}")

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from array_api_compat import is_numpy_array, is_torch_array
@@ -131,7 +132,9 @@ def mse(
     symmetric grid.
     """
     n, p = integer_grid(bits, signed=signed, restricted=restricted)
-    grid = {"bits": bits, "signed": signed, "restricted": restricted, "symmetric": symmetric}
+    grid: dict[str, Any] = dict(
+        bits=bits, signed=signed, restricted=restricted, symmetric=symmetric
+    )
 
     def estimate(rows: Array) -> Range:
         low, high = _row_min_max(rows)
@@ -247,7 +250,9 @@ def cross_entropy(
         )
     classes = logits.shape[1]
     n, p = integer_grid(bits, signed=signed, restricted=restricted)
-    grid = {"bits": bits, "signed": signed, "restricted": restricted, "symmetric": symmetric}
+    grid: dict[str, Any] = dict(
+        bits=bits, signed=signed, restricted=restricted, symmetric=symmetric
+    )
 
     def estimate(row: Array) -> Range:
         xp = namespace(row)

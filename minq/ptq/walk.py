@@ -32,13 +32,13 @@ class Again(Sequence):
     """A value for each batch, computed whenever it is read: too large to be kept."""
 
     def __init__(self, compute: Callable[[int], Any], count: int, layers: int) -> None:
-        self.compute, self.count, self.layers = compute, count, layers
+        self.compute, self.batches, self.layers = compute, count, layers
 
     def __len__(self) -> int:
-        return self.count
+        return self.batches
 
-    def __getitem__(self, k: int) -> Any:
-        if not 0 <= k < self.count:
+    def __getitem__(self, k: Any) -> Any:
+        if not 0 <= k < self.batches:
             raise IndexError(k)
         return self.compute(k)
 
@@ -57,7 +57,7 @@ class Integers(Sequence):
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, k: int) -> Tensor:
+    def __getitem__(self, k: Any) -> Tensor:
         x = self.codes[k].to(self.scale.dtype).sub_(self.zero).mul_(self.scale)  # eq. (6)
         return x.to(self.dtype)
 
@@ -83,7 +83,7 @@ class Walk:
     def __init__(
         self,
         gm: fx.GraphModule,
-        batches: list[Batches],
+        batches: Sequence[Batches],
         exact_parameters: dict[str, Tensor] | None = None,
         *,
         kept: int = KEPT,

@@ -35,7 +35,7 @@ from minq.simulate import activation_quantizers, insert_quantizers, quantizers
 from minq.tables.rows import ROWS, Row
 
 SAMPLES, FEW = 64, 8
-NEAREST = {"rounding": "nearest"}
+NEAREST: dict[str, Any] = {"rounding": "nearest"}
 
 
 def batches(x: Any, row: Row) -> list[Any]:
@@ -104,7 +104,7 @@ def agreement(row: Row) -> dict[str, float]:
     data, test = batches(row.example(FEW), row), batches(row.example(4, seed=1), row)[0]
     exact, found = answers(gm, test), {}
     for bits, per_channel in product((8, 4), (False, True)):
-        settings = {"weights": bits, "per_channel": per_channel, "progress": False} | NEAREST
+        settings = NEAREST | {"weights": bits, "per_channel": per_channel, "progress": False}
         name = f"W{bits}A8 per {'channel' if per_channel else 'tensor'}"
         found[name] = round(sqnr(exact, answers(ptq(gm, data, **settings), test)), 2)
     return found
@@ -117,7 +117,7 @@ def deploy(row: Row) -> dict[str, Any]:
     x = row.example(1, seed=1)
     net = integer.to_integer(q, multipliers="float")
     compared, differ = compare(net, q, x)
-    result = {"integers": compared, "differ": differ, "islands": len(net.islands)}
+    result: dict[str, Any] = {"integers": compared, "differ": differ, "islands": len(net.islands)}
     result["islands_of"] = dict(Counter(text.split(":")[0] for text in net.islands.values()))
     y = answers(q, x)
     del net
