@@ -53,8 +53,13 @@ def with_first_cell(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def folded(cell: nbformat.NotebookNode) -> None:
-    """Solutions and checks of exercises are folded, in the book and in JupyterLab."""
+    """Solutions and checks of exercises are folded, in the book and in JupyterLab.
+
+    So is, in the book, code that computes what a widget asks.
+    """
     tags = cell.metadata.get("tags", [])
+    if "question=" in cell.source and cell.cell_type == "code" and "hide-input" not in tags:
+        cell.metadata["tags"] = [*tags, "hide-input"]
     for tag, what in (("solution", "a solution"), ("check", "the check")):
         if tag in tags:
             cell.metadata["tags"] = [tag, "hide-input"]
