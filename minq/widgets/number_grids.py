@@ -15,7 +15,7 @@ from minq.widgets.base import Widget, pack, within
 
 MOST = 50_000  # values of all data: 200 KB in the page
 BEYOND = 1 + 1e-9  # of the largest number: x / s may round up a little
-GRIDS: dict[str, int | floats.FloatFormat] = {
+GRIDS: dict[str, Any] = {
     "INT4": 4,
     "FP4 E2M1": floats.E2M1,
     "INT8": 8,

@@ -96,7 +96,7 @@ class Question:
             offered = f"A number from {self.low:g} to {self.high:g} {self.unit}".rstrip()
             truth = f"{self.answer:.4g} {self.unit}".rstrip()
         else:
-            offered, truth = " / ".join(self.choices), self.choices[self.answer]
+            offered, truth = " / ".join(self.choices), self.choices[int(self.answer)]
         answer = f"Answer: {truth}. {self.because}" if self.because else f"Answer: {truth}"
         return f"Question: {self.text}\n{offered}\n{answer}"
 
