@@ -149,8 +149,9 @@ class EquationIndex(SphinxDirective):
     required_arguments = 2
 
     def run(self):
-        for path in (TABLE, *(ROOT / "minq").rglob("*.py"), *(ROOT / "book").glob("ch*.ipynb")):
-            self.env.note_dependency(str(path))
+        for pattern in ("minq/**/*.py", "book/ch*.ipynb", "book/_ext/*.py", "tests/*.py"):
+            for path in (TABLE, *ROOT.glob(pattern)):
+                self.env.note_dependency(str(path))
         first, last = map(int, self.arguments)
         node = nodes.container(classes=["equation-index"])
         text = StringList(entries(first, last), source=str(TABLE))
@@ -174,7 +175,15 @@ def mark(app, doctree):
                 )
 
 
+def not_in_api(app, env, node, contnode):
+    """A method, or a function that api.md leaves out, keeps its name and gets no link."""
+    if node.get("refdoc") == "equations" and node.get("reftype") == "obj":
+        return contnode
+    return None
+
+
 def setup(app):
     app.add_directive("equation-index", EquationIndex)
+    app.connect("missing-reference", not_in_api)
     app.connect("doctree-read", mark)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
