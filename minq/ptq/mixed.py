@@ -24,7 +24,7 @@ from minq.affine import sqnr
 from minq.ptq.debug import _call, only
 from minq.ptq.pipeline import ptq
 
-Table = Mapping[str, Mapping[int, float]]
+_Table = Mapping[str, Mapping[int, float]]
 """A number for each layer at each bit-width: {layer: {bits: number}}."""
 
 
@@ -86,7 +86,7 @@ class Choice(NamedTuple):
         return {name: {"weights": b} for name, b in self.bits.items()}
 
 
-def pareto_front(noise: Table, cost: Table) -> list[Choice]:
+def pareto_front(noise: _Table, cost: _Table) -> list[Choice]:
     """All choices of bits that no other choice beats in both cost and noise, cheapest first.
 
     Dynamic programming, a layer at a time: if a choice for the first layers is beaten, then so is
@@ -128,7 +128,7 @@ def pareto_front(noise: Table, cost: Table) -> list[Choice]:
     ]
 
 
-def allocate(noise: Table, cost: Table, budget: float) -> Choice:
+def allocate(noise: _Table, cost: _Table, budget: float) -> Choice:
     """The bits with the least noise whose cost is within the budget.
 
     >>> noise = {"a": {2: 9.0, 4: 1.0}, "b": {2: 3.0, 4: 1.0}}
@@ -148,7 +148,7 @@ def allocate(noise: Table, cost: Table, budget: float) -> Choice:
     return paid[-1]
 
 
-def _check(noise: Table, cost: Table) -> None:
+def _check(noise: _Table, cost: _Table) -> None:
     if not noise:
         raise ValueError("noise is empty; give {layer: {bits: noise}}, as sensitivity does")
     if {k: set(v) for k, v in noise.items()} != {k: set(v) for k, v in cost.items()}:

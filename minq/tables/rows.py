@@ -22,8 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Settings = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class Row:
@@ -42,7 +40,7 @@ class Row:
     classes: int
     make: Callable[..., nn.Module] = field(repr=False)  # (pretrained, classes, size)
     expects: Callable[[], dict[str, Any]] = field(repr=False)
-    settings: Settings = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def build(
         self,
