@@ -121,6 +121,11 @@ def warn_missing_alt(app, doctree, docname):
             logger.warning("picture %s has no alt text", image.get("uri"), location=image)
 
 
+def standard_library(app, env, node, contnode):
+    """Types of Python's own library have no page here."""
+    return contnode if node.get("reftarget", "").startswith("collections.abc.") else None
+
+
 def local_assets(app, exception):
     """Copy the used parts of MathJax, patch two scripts, drop what no page or only one needs."""
     if exception is not None or app.builder.format != "html":
@@ -151,5 +156,6 @@ def setup(app):
     app.connect("doctree-resolved", warn_missing_alt)
     app.connect("doctree-resolved", tagged_formulas)
     app.connect("doctree-resolved", widget_needs_javascript)
+    app.connect("missing-reference", standard_library)
     app.connect("build-finished", local_assets)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
