@@ -388,6 +388,7 @@ def _in_place(node: fx.Node) -> bool:
 
 def _plain(module: fx.GraphModule) -> fx.GraphModule:
     """A fresh GraphModule of the exported graph: nothing in place, attention spelled out."""
+    module.graph._tracer_cls = None  # export's own can only be made by export: pickling needs one
     gm = fx.GraphModule(module, module.graph)
     gm.meta["minq"] = True
     graph = gm.graph
