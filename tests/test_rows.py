@@ -26,8 +26,10 @@ QUICK = {"weight_range": "min_max", "activation_range": "min_max", "rounding": "
 IN_FLOAT = {name: [] for name in ROWS}
 """Operators without an integer form: in no row."""
 
-LOUDER = {"inception_v3": (5, -5)}
-"""SQNR in dB that random weights must keep with W8A8 and W4A8, where it is not 14 and 3."""
+LOUDER = {"inception_v3": (5, -5), "efficientdet_d1": (5, -5)}
+"""SQNR in dB that random weights must keep with W8A8 and W4A8, where it is not 14 and 3: these
+networks make noise louder. efficientdet_d1 turns 80 dB at its input into 65 at its answers, so that
+the order in which sums are computed, one thread or two, moves W8A8 from 9.8 to 12.9 dB."""
 
 
 @cache
