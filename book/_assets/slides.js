@@ -1,4 +1,4 @@
-// A deck starts when its formulas are set: then what is too tall for a slide goes on to the next one.
+// Deferred, so that MathJax is there. A deck starts when its formulas are set: then what is too tall for a slide goes on to the next one.
 (async () => {
   const [WIDTH, HEIGHT] = [1280, 720];
   await window.MathJax?.startup?.promise;
@@ -6,10 +6,11 @@
   const slides = document.querySelector(".slides");
   slides.classList.add("measure"); // until the next frame: no widget wakes
   for (const first of slides.querySelectorAll("section.leaf")) {
-    for (let slide = first; slide.scrollHeight > HEIGHT; ) {
+    for (let slide = first; ; ) {
       const blocks = [...slide.children].filter((b) => !b.matches("aside, h1, h2, h3, h4"));
       if (blocks.length < 2) break; // one block: the slide scrolls
-      const top = slide.getBoundingClientRect().top, room = HEIGHT - 40;
+      const top = slide.getBoundingClientRect().top, room = HEIGHT - 64; // and a little for late fonts
+      if (blocks.every((b) => b.getBoundingClientRect().bottom - top <= room)) break;
       const fits = blocks.filter((b) => b.getBoundingClientRect().bottom - top <= room).length;
       const next = slide.cloneNode();
       const heading = slide.querySelector("h2, h3");

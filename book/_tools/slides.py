@@ -49,7 +49,7 @@ colour(); dark.addEventListener("change", colour);
 </div></div>
 {states}
 <script src="reveal/reveal.js"></script><script src="reveal/notes.js"></script>
-<script src="../_static/slides.js"></script>
+<script defer src="../_static/slides.js"></script>
 </body></html>
 """
 
