@@ -111,6 +111,7 @@
     el.textContent = `This figure could not start (${error.message ?? error}). The text around it reads without it.`;
   }
 
+  // Resolves when the figures in sight are drawn; after a second in any case, for a page in a tab not yet looked at.
   function start() {
     for (const script of document.querySelectorAll(STATE))
       for (const [id, entry] of Object.entries(JSON.parse(script.textContent).state)) models.set(id, new Model(id, entry));
@@ -123,19 +124,23 @@
       await show(model, host);
       host.dataset.state = host.querySelector(".ws-failed") ? "failed" : "ready";
     };
+    const drawn = [];
+    let seen;
+    const looked = new Promise((done) => { seen = done; setTimeout(done, 1000); });
     const near = window.IntersectionObserver && new IntersectionObserver((entries) => {
-      for (const e of entries) if (e.isIntersecting) { near.unobserve(e.target); wake(e.target); }
+      for (const e of entries) if (e.isIntersecting) { near.unobserve(e.target); drawn.push(wake(e.target)); }
+      seen(Promise.all(drawn));
     }, { rootMargin: "600px" });
     for (const view of document.querySelectorAll(VIEW)) {
       const host = h("div", { className: "ws-root" });
       host.dataset.state = "waiting";
       view.after(host);
       waiting.set(host, find(JSON.parse(view.textContent).model_id));
-      if (near) near.observe(host); else wake(host);
+      if (near) near.observe(host); else seen(drawn.push(wake(host)));
     }
     window.addEventListener("beforeprint", () => [...waiting.keys()].forEach(wake));
     document.documentElement.dataset.widgets = "ready"; // the state is read and the links are made
+    return looked;
   }
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
-  else start();
+  window.minqDrawn = start();
 })();

@@ -1,13 +1,10 @@
-"""What the book needs beyond Jupyter Book 1.x: assets local and light, a text for every picture."""
+"""What the book needs beyond Jupyter Book 1.x: docstrings as they are, a text for every picture."""
 
 from __future__ import annotations
 
 import html
 import json
 import re
-import shutil
-from importlib.util import find_spec
-from pathlib import Path
 
 from docutils import nodes
 from sphinx.util import logging
@@ -16,32 +13,10 @@ from minq.widgets import Question
 
 logger = logging.getLogger(__name__)
 
-# What MathJax needs for TeX; its stock bundle brings a menu of half a megabyte.
-MATHJAX = (
-    "startup.js",
-    "core.js",
-    "input/tex.js",
-    "input/tex/extensions/boldsymbol.js",
-    "output/chtml.js",
-    "output/chtml/fonts",
-    "a11y/assistive-mml.js",
-)
-UNUSED = ("scripts/fontawesome.js",)  # the style sheet shows the same icons with a font
-DEPRECATED = (' role="doc-biblioentry"', ' role="list"')  # of the references
-SEARCH = ("searchtools.js", "language_data.js", "searchindex.js")  # for the page of results alone
 MARKUP = re.compile(r"[\\|*`]|_(?!\w)")  # what plain text must escape in reStructuredText
 # A page on a disk may not fetch its neighbours, so the search there shows titles without excerpts.
 NO_EXCERPTS = (
     'if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;'
-)
-# The copy button has no name for a screen reader; the search stumbles over ids with a dot in them.
-PATCHES = (
-    ("copybutton.js", '<button class="copybtn', '<button aria-label="Copy" class="copybtn'),
-    (
-        "searchtools.js",
-        'htmlElement.querySelector(`[role="main"] ${anchor}`)',
-        "htmlElement.getElementById(anchor.slice(1))",
-    ),
 )
 NOSCRIPT = "This figure is drawn by JavaScript, which is off here."
 
@@ -126,30 +101,6 @@ def standard_library(app, env, node, contnode):
     return contnode if node.get("reftarget", "").startswith("collections.abc.") else None
 
 
-def local_assets(app, exception):
-    """Copy the used parts of MathJax, patch two scripts, drop what no page or only one needs."""
-    if exception is not None or app.builder.format != "html":
-        return
-    out = Path(app.outdir)
-    mathjax = Path(find_spec("sphinx-mathjax-offline").submodule_search_locations[0])
-    mathjax /= "static/mathjax"
-    for part in MATHJAX:
-        target = out / "_static/mathjax" / part
-        target.parent.mkdir(parents=True, exist_ok=True)
-        copy = shutil.copytree if (mathjax / part).is_dir() else shutil.copy
-        copy(mathjax / part, target, **({"dirs_exist_ok": True} if copy is shutil.copytree else {}))
-    for name, old, new in PATCHES:
-        path = out / "_static" / name
-        path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
-    for page in out.glob("*.html"):
-        text = page.read_text("utf-8")
-        for tag in UNUSED if page.name == "search.html" else UNUSED + SEARCH:
-            text = re.sub(rf"\s*<script[^>]* src=\"[^\"]*{tag}[^>]*></script>", "", text)
-        for role in DEPRECATED:
-            text = text.replace(role, "")
-        page.write_text(text, "utf-8")
-
-
 def setup(app):
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("html-page-context", page_scripts, priority=900)
@@ -157,5 +108,4 @@ def setup(app):
     app.connect("doctree-resolved", tagged_formulas)
     app.connect("doctree-resolved", widget_needs_javascript)
     app.connect("missing-reference", standard_library)
-    app.connect("build-finished", local_assets)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -26,11 +26,11 @@ SKIPPED = ("__pycache__", ".ipynb_checkpoints")
 
 
 def changed(*folders: str) -> float:
-    """When a file in one of the folders, or what both depend on, last changed, came or went."""
+    """When a file in one of the folders, or what all depend on, last changed."""
     found = [ROOT / "_config.yml", ROOT / "requirements.txt"]
     for folder in folders:
         found += [p for p in (ROOT / folder).rglob("*") if not set(SKIPPED) & set(p.parts)]
-    return max(p.stat().st_mtime for p in found)
+    return max(p.stat().st_mtime for p in found if p.is_file())  # a folder changes with its caches
 
 
 def is_stale() -> bool:
@@ -38,16 +38,21 @@ def is_stale() -> bool:
     return not STAMP.exists() or changed("book", "minq") > STAMP.stat().st_mtime
 
 
+def open_cache():
+    """The notebooks as they ran with the code and the results as they are now."""
+    made = CACHE / "__version__.txt"  # written once, with the cache
+    if made.exists() and made.stat().st_mtime < changed("minq", "book/results"):
+        shutil.rmtree(CACHE)
+    return get_cache(CACHE)
+
+
 def run_notebooks() -> None:
     """Run the notebooks side by side, into the cache that the pages are made from.
 
-    What ran with the code and the results as they are is kept. A notebook that fails runs once
-    more while its page is made, and is reported there.
+    What ran already, here or in a test, is kept. A notebook that fails runs once more while its
+    page is made, and is reported there.
     """
-    made = CACHE / "__version__.txt"  # written once, with the cache
-    if made.exists() and made.stat().st_mtime < changed("minq", "book/results", "book/_assets"):
-        shutil.rmtree(CACHE)
-    cache = get_cache(CACHE)
+    cache = open_cache()
     for path in sorted((ROOT / "book").glob("*.ipynb")):
         cache.add_nb_to_project(path)
     timeout = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["execute"]["timeout"]

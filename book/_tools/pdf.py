@@ -43,7 +43,7 @@ pre { white-space: pre-wrap !important; }
 """
 # Draw every widget now, and answer no question for the reader.
 WAKE = """async () => {
-    await window.MathJax?.startup?.promise;
+    await window.minqSettled;
     document.documentElement.dataset.theme = 'light';
     dispatchEvent(new Event('beforeprint'));
 }"""

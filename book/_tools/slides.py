@@ -200,6 +200,10 @@ def cut(path: Path) -> str:
         s for s in soup.find_all("script") if SCRIPTS.search(s.get("src", "") + s.get_text()[:400])
     ]
     head = [s for s in head if not s.get("type", "").startswith("application/")]
+    for script in head:
+        if script.get("type") == "text/late":  # a deck cannot start before its formulas are set
+            del script["type"]
+            script["defer"] = ""
     states = soup.select(STATE)
     for node in [*article.select(LEFT_OUT), *article.select(".headerlink, .copybtn")]:
         node.decompose()

@@ -173,6 +173,7 @@ class BookPage:
         """Open a page by its name in _toc.yml (or another file with its .html) and wait for it."""
         path = name if ".html" in name else f"{name}.html"
         self.page.goto(self.base + path, wait_until="load")
+        self.page.evaluate("() => window.minqSettled?.then(() => 0)")
         self.page.wait_for_function("!window.MathJax || window.MathJax.startup?.promise")
         self.page.evaluate("() => window.MathJax?.startup?.promise.then(() => 0)")
         return self

@@ -35,6 +35,12 @@ new MutationObserver(changes => {
         if (target.dataset.state === 'ready') readyTimes.push(performance.now());
 }).observe(document, { subtree: true, attributes: true, attributeFilter: ['data-state'] });"""
 
+# A test that looks at figures alone need not wait for MathJax.
+NO_FORMULAS = """document.addEventListener('readystatechange', () => {
+    document.querySelector('script[src*="mathjax/startup"]')?.remove();
+    delete window.MathJax;
+}, { once: true });"""
+
 
 def pytest_generate_tests(metafunc):
     if "toc_page" in metafunc.fixturenames:
@@ -83,13 +89,22 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, book):
-    """open_page(name, over="http", dark=False, width=1280, height=900, touch=False) -> BookPage.
+    """open_page(name, over="http") -> BookPage. `before` is a script that runs before the page's.
 
     After the test, anything in the consoles of the pages it opened fails it.
     """
     contexts, pages = [], []
 
-    def open_page(name, over="http", dark=False, width=1280, height=900, touch=False):
+    def open_page(
+        name,
+        over="http",
+        dark=False,
+        width=1280,
+        height=900,
+        touch=False,
+        formulas=False,
+        before="",
+    ):
         context = browser.new_context(
             color_scheme="dark" if dark else "light",
             viewport={"width": width, "height": height},
@@ -97,7 +112,8 @@ def open_page(browser, book):
             is_mobile=touch,
             reduced_motion="reduce",
         )
-        context.add_init_script(NOTE_READY)
+        for script in (NOTE_READY, before, "" if formulas else NO_FORMULAS):
+            context.add_init_script(script)
         contexts.append(context)
         page = BookPage(context.new_page(), getattr(book, over))
         pages.append(page)

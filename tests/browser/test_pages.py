@@ -41,7 +41,7 @@ WIDE = """() => document.documentElement.scrollWidth <= screen.width ? [] :
 
 @pytest.mark.parametrize("over, dark", [("http", False), ("file", True)])
 def test_page_loads_quietly_and_can_be_read_by_all(open_page, toc_page, over, dark):
-    page = open_page(toc_page, over=over, dark=dark)
+    page = open_page(toc_page, over=over, dark=dark, formulas=True)
     page.widgets()
     assert page.page.locator(".bd-article h1").first.is_visible()
     theme = page.page.evaluate("document.documentElement.dataset.theme")
@@ -58,7 +58,7 @@ def test_page_loads_quietly_and_can_be_read_by_all(open_page, toc_page, over, da
 
 
 def test_page_fits_a_phone(open_page, toc_page):
-    page = open_page(toc_page, width=375, height=720, touch=True)
+    page = open_page(toc_page, width=375, height=720, touch=True, formulas=True)
     page.widgets()
     assert page.page.evaluate(WIDE) == []
     if folder := os.environ.get("MINQ_SCREENSHOTS"):
@@ -119,7 +119,10 @@ def test_figures_far_below_wait(open_page):
 
 
 def test_widgets_are_ready_soon(open_page, toc_page, measure):
-    page = open_page(toc_page, height=20_000)  # so tall that every widget starts at once
+    """All at once: without this observer none waits until it is in sight."""
+    page = open_page(
+        toc_page, height=20_000, formulas=True
+    )  # so tall that every widget starts at once
     widgets = page.widgets()
     if widgets:
         first, ready = page.page.evaluate("[readyTimes[0], Math.max(...readyTimes)]")

@@ -42,7 +42,7 @@ def decks(book):
 
 
 def open_deck(open_page, name, **options) -> BookPage:
-    deck = open_page(f"slides/{name}.html", **options)
+    deck = open_page(f"slides/{name}.html", formulas=True, **options)
     deck.page.wait_for_function("window.Reveal?.isReady()")
     return deck
 
@@ -121,6 +121,6 @@ def test_dark_and_the_speakers_view(decks, open_page):
 
 
 def test_print_mode_has_a_sheet_for_each_slide(decks, open_page):
-    deck = open_page("slides/ch03_uniform_affine.html?print-pdf")
+    deck = open_page("slides/ch03_uniform_affine.html?print-pdf", formulas=True)
     deck.page.wait_for_selector(".pdf-page", state="attached")
     assert deck.page.locator(".pdf-page").count() == deck.page.locator("section.leaf").count()

@@ -1,0 +1,66 @@
+"""What nbval ran, the book shows: a notebook that passed goes to the cache of its pages."""
+
+from __future__ import annotations
+
+import time
+
+import nbformat
+import pytest
+from build import CACHE, open_cache
+from filelock import FileLock
+from jupyter_cache.base import CacheBundleIn
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionComplete
+from nbval.plugin import IPyNbCell
+
+
+class Recorder:
+    """Listens to what a kernel tells nbval, and writes it down as nbclient would."""
+
+    def __init__(self, file):
+        self.path = file.path
+        self.nb = nbformat.read(file.path, as_version=4)
+        self.cells = [(i, c) for i, c in enumerate(self.nb.cells) if c.cell_type == "code"]
+        for _, cell in self.cells:
+            cell.outputs = []
+        self.client = NotebookClient(self.nb)
+        self.client.reset_execution_trackers()
+        self.passed, self.start = 0, time.perf_counter()
+        self.receive, file.get_kernel_message = file.get_kernel_message, self.listen
+
+    def listen(self, *args, **options):
+        message = self.receive(*args, **options)
+        index, cell = self.cells[self.passed]
+        try:
+            self.client.process_message(message, cell, index)
+        except CellExecutionComplete:
+            pass
+        return message
+
+    def keep(self):
+        self.client.set_widgets_metadata()
+        seconds = time.perf_counter() - self.start
+        bundle = CacheBundleIn(self.nb, str(self.path), data={"execution_seconds": seconds})
+        with FileLock(CACHE / ".lock"):
+            open_cache().cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+
+
+def pytest_configure(config):
+    if config.option.nbval and not hasattr(config, "workerinput"):
+        open_cache()  # what is stale goes before the test processes start
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    if not isinstance(item, IPyNbCell):
+        return (yield)
+    if not hasattr(item.parent, "recorder"):
+        item.parent.recorder = Recorder(item.parent)
+    recorder = item.parent.recorder
+    if item.cell_num != recorder.passed:  # a cell was skipped, failed or not chosen
+        return (yield)
+    result = yield
+    recorder.passed += 1
+    if recorder.passed == len(recorder.cells):
+        recorder.keep()
+    return result
