@@ -151,5 +151,5 @@ def trim_fonts(static: Path, styles: str) -> None:
 
 
 def setup(app):
-    app.connect("build-finished", finish)
+    app.connect("build-finished", finish, priority=900)  # the theme writes pygments.css there too
     return {"parallel_read_safe": True, "parallel_write_safe": True}
