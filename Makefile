@@ -16,6 +16,7 @@ PY      = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
 READY   = $(VENV)/.ready
 PYTEST  = $(PY) -m pytest
 CHROME  = $(PY) tests/browser/chrome.py
+CHROMIUM = chromium-headless-shell
 
 # Test processes run side by side, so each computes with one thread.
 export OMP_NUM_THREADS = 1
@@ -77,7 +78,7 @@ browser: $(READY) chromium
 chromium: $(READY)
 	@$(CHROME) >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
 		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-		apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null) || true
+		apt-get install -y -qq --no-install-recommends $(CHROMIUM) fonts-dejavu-core >/dev/null) || true
 
 $(READY): requirements.txt requirements-models.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \

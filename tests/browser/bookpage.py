@@ -46,6 +46,10 @@ MOVE = """async (input, value) => {
     return { handler_ms: handled, frame_ms: performance.now() - start };
 }"""
 
+# The page looks and works as it will. A page may only lead to another; a deck has its own script.
+SETTLED = """() => window.minqSettled ? window.minqSettled.then(() => true)
+    : !document.querySelector('meta[http-equiv=Refresh]')"""
+
 # Open a figure that waits for an answer.
 SKIP = "root => root.querySelector('.mq-question.mq-shut .mq-ask [type=button]')?.click()"
 
@@ -173,7 +177,7 @@ class BookPage:
         """Open a page by its name in _toc.yml (or another file with its .html) and wait for it."""
         path = name if ".html" in name else f"{name}.html"
         self.page.goto(self.base + path, wait_until="load")
-        self.page.evaluate("() => window.minqSettled?.then(() => 0)")
+        self.page.wait_for_function(SETTLED)
         self.page.wait_for_function("!window.MathJax || window.MathJax.startup?.promise")
         self.page.evaluate("() => window.MathJax?.startup?.promise.then(() => 0)")
         return self

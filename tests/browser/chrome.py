@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 COMMANDS = (
+    "chromium-headless-shell",  # the same pages without a window that nobody sees: a third faster
     "chromium",
     "chromium-browser",
     "google-chrome",
@@ -20,8 +21,9 @@ COMMANDS = (
 MAC = ("Google Chrome", "Chromium", "Microsoft Edge")
 WINDOWS = ("Google/Chrome/Application/chrome.exe", "Microsoft/Edge/Application/msedge.exe")
 ADVICE = (
-    "no Chrome, Chromium or Edge was found. Install one (Debian: apt-get install chromium; "
-    "elsewhere: any desktop Chrome or Edge), or name its executable in MINQ_BROWSER"
+    "no Chrome, Chromium or Edge was found. Install one (Debian: apt-get install "
+    "chromium-headless-shell; elsewhere: any desktop Chrome or Edge), or name its executable in "
+    "MINQ_BROWSER"
 )
 
 
