@@ -23,8 +23,9 @@ class Recorder:
         self.cells = [(i, c) for i, c in enumerate(self.nb.cells) if c.cell_type == "code"]
         for _, cell in self.cells:
             cell.outputs = []
-        self.client = NotebookClient(self.nb)
+        self.client = NotebookClient(self.nb, record_timing=False)
         self.client.reset_execution_trackers()
+        self.client.clear_before_next_output = False
         self.passed, self.start = 0, time.perf_counter()
         self.receive, file.get_kernel_message = file.get_kernel_message, self.listen
 
