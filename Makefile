@@ -16,7 +16,6 @@ PY      = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
 READY   = $(VENV)/.ready
 PYTEST  = $(PY) -m pytest
 CHROME  = $(PY) tests/browser/chrome.py
-CHROMIUM = chromium-headless-shell
 
 # Test processes run side by side, so each computes with one thread.
 export OMP_NUM_THREADS = 1
@@ -78,7 +77,8 @@ browser: $(READY) chromium
 chromium: $(READY)
 	@$(CHROME) >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
 		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-		apt-get install -y -qq --no-install-recommends $(CHROMIUM) fonts-dejavu-core >/dev/null) || true
+		apt-get install -y -qq --no-install-recommends \
+		chromium-headless-shell fonts-dejavu-core >/dev/null) || true
 
 $(READY): requirements.txt requirements-models.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \

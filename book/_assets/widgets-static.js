@@ -136,8 +136,9 @@
       host.dataset.state = "waiting";
       view.after(host);
       waiting.set(host, find(JSON.parse(view.textContent).model_id));
-      if (near) near.observe(host); else seen(drawn.push(wake(host)));
+      if (near) near.observe(host); else drawn.push(wake(host));
     }
+    if (!near) seen(Promise.all(drawn));
     window.addEventListener("beforeprint", () => [...waiting.keys()].forEach(wake));
     document.documentElement.dataset.widgets = "ready"; // the state is read and the links are made
     return looked;

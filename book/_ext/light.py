@@ -98,8 +98,6 @@ def order_scripts(text: str, static: Path, search: bool) -> str:
 
     def place(tag: re.Match) -> str:
         space, attributes, address, name = tag.groups()
-        if name in UNUSED:
-            return ""
         if name == "documentation_options.js":  # read by the inline scripts that follow
             return f"{space}<script>{(static / name).read_text('utf-8').strip()}</script>"
         if EARLY.fullmatch(name):
@@ -108,9 +106,9 @@ def order_scripts(text: str, static: Path, search: bool) -> str:
             attributes = ' type="text/late"'
         return f'{space}<script{attributes} src="{address}"></script>'
 
+    for name in UNUSED if search else UNUSED + SEARCH:
+        text = re.sub(rf'\s*<script[^>]* src="[^"]*{name}[^>]*></script>', "", text)
     if not search:  # there, inline scripts wait for the others
-        for name in SEARCH:
-            text = re.sub(rf'\s*<script[^>]* src="[^"]*{name}[^>]*></script>', "", text)
         text = SCRIPT.sub(place, PRELOAD.sub("", text))
     first, rest = text.split("</script>", 1)  # the theme's own, that says "auto"
     return f"{first}</script>\n{COLOUR}{rest}"

@@ -89,7 +89,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, book):
-    """open_page(name, over="http") -> BookPage. `before` is a script that runs before the page's.
+    """open_page(name, over="http", dark=False, width=1280, ...) -> BookPage.
 
     After the test, anything in the consoles of the pages it opened fails it.
     """
@@ -103,7 +103,6 @@ def open_page(browser, book):
         height=900,
         touch=False,
         formulas=False,
-        before="",
     ):
         context = browser.new_context(
             color_scheme="dark" if dark else "light",
@@ -112,8 +111,7 @@ def open_page(browser, book):
             is_mobile=touch,
             reduced_motion="reduce",
         )
-        for script in (NOTE_READY, before, "" if formulas else NO_FORMULAS):
-            context.add_init_script(script)
+        context.add_init_script(NOTE_READY if formulas else NOTE_READY + NO_FORMULAS)
         contexts.append(context)
         page = BookPage(context.new_page(), getattr(book, over))
         pages.append(page)

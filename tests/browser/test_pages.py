@@ -121,10 +121,8 @@ def test_figures_far_below_wait(open_page):
 
 
 def test_widgets_are_ready_soon(open_page, toc_page, measure):
-    """All at once: without this observer none waits until it is in sight."""
-    page = open_page(
-        toc_page, height=20_000, formulas=True
-    )  # so tall that every widget starts at once
+    """In a window so tall that all start at once."""
+    page = open_page(toc_page, height=20_000, formulas=True)
     widgets = page.widgets()
     if widgets:
         first, ready = page.page.evaluate("[readyTimes[0], Math.max(...readyTimes)]")
