@@ -17,6 +17,7 @@ function run({ src }) {
 window.minqSettled = (async () => {
   await window.minqDrawn;
   await new Promise((painted) => setTimeout(painted));
+  document.documentElement.classList.remove("mq-first"); // now the sections out of sight
   await Promise.all([...document.querySelectorAll('script[type="text/late"]')].map(run));
   await window.MathJax?.startup?.promise;
   reach();

@@ -35,10 +35,16 @@ PATCHES = (
     ),
 )
 # The theme's script decides between dark and light, but it comes late: no white page in the dark.
-COLOUR = """<script>
-if (document.documentElement.dataset.theme === "auto")
-  document.documentElement.dataset.theme =
-    matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+# `mq-first`: sections out of sight are laid out after the figures in sight (book.css, late.js), but
+# not where the page opens elsewhere than at its top.
+HEAD = """<script>
+{
+  const { dataset, classList } = document.documentElement;
+  if (dataset.theme === "auto")
+    dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  const [visit] = performance.getEntriesByType("navigation");
+  if (!location.hash && visit?.type === "navigate") classList.add("mq-first");
+}
 </script>
 """
 
@@ -111,7 +117,7 @@ def order_scripts(text: str, static: Path, search: bool) -> str:
     if not search:  # there, inline scripts wait for the others
         text = SCRIPT.sub(place, PRELOAD.sub("", text))
     first, rest = text.split("</script>", 1)  # the theme's own, that says "auto"
-    return f"{first}</script>\n{COLOUR}{rest}"
+    return f"{first}</script>\n{HEAD}{rest}"
 
 
 def one_sheet(static: Path, names: tuple, words: set) -> str:
