@@ -84,6 +84,8 @@ def finish(app, exception):
         link = f'\n    <link rel="stylesheet" href="_static/{sheets[names]}">'
         text = STYLES.sub("", text)
         path.write_text(text[:at] + link + text[at:], "utf-8")
+    for old in set(static.glob("all-*.css")) - {static / name for name in sheets.values()}:
+        old.unlink()  # of an earlier build
     trim_fonts(static, "".join((static / name).read_text("utf-8") for name in sheets.values()))
 
 

@@ -16,6 +16,19 @@ WCAG = {
 
 WHERE = {"exclude": [["mjx-container > *"]]}  # thousands of glyphs, which are MathJax's business
 
+# Thousands of code tokens look like the first of their class and place: axe would measure each.
+THIN_CODE = """() => {
+    const seen = new Set(), again = [];
+    for (const e of document.querySelectorAll('.bd-article :is(.highlight, .sig) span')) {
+        if (e.querySelector('a, button') || !e.checkVisibility()) continue;
+        const place = e.closest('.highlight, .sig').parentElement.closest('[class]');
+        const look = `${e.className} in ${place.className}`;
+        if (seen.has(look)) again.push(e);
+        seen.add(look);
+    }
+    for (const e of again) e.remove();
+}"""
+
 # Pictures without a text twin, and controls without a name.
 SILENT = """() => {
     const name = e => e.getAttribute('aria-label') || e.getAttribute('aria-labelledby')
@@ -51,12 +64,13 @@ def test_page_loads_quietly_and_can_be_read_by_all(open_page, toc_page, over, da
     wrong = page.page.locator("mjx-merror, mjx-container [style*='color: red']").all()
     assert not wrong, f"formulas that MathJax cannot read: {[e.inner_text() for e in wrong]}"
     assert page.page.evaluate(SILENT) == []
-    only = {"runOnly": {"type": "rule", "values": ["color-contrast"]}} if dark else {}
-    found = Axe().run(page.page, context=WHERE, options=WCAG | only)
-    assert not found.response["violations"], found.generate_report()
     if folder := os.environ.get("MINQ_SCREENSHOTS"):
         name = f"{toc_page}-{'dark' if dark else 'light'}.png"
         page.page.screenshot(path=Path(folder, name), full_page=True)
+    page.page.evaluate(THIN_CODE)
+    only = {"runOnly": {"type": "rule", "values": ["color-contrast"]}} if dark else {}
+    found = Axe().run(page.page, context=WHERE, options=WCAG | only)
+    assert not found.response["violations"], found.generate_report()
 
 
 def test_page_fits_a_phone(open_page, toc_page):
