@@ -61,7 +61,7 @@ lint: $(READY)
 
 unit: $(READY)
 	$(PYTEST) tests minq README.md --doctest-modules --doctest-glob=README.md \
-		--ignore=tests/browser --ignore=tests/bench -n $(JOBS) --cov=minq --cov-report=term:skip-covered
+		--ignore=tests/browser --ignore=tests/bench -n $(JOBS) --dist worksteal --cov=minq --cov-report=term:skip-covered
 
 bench: $(READY)
 	for script in tests/bench/bench_*.py; do $(PY) $$script || exit 1; done
@@ -71,7 +71,7 @@ notebooks: $(READY)
 
 browser: $(READY) chromium
 	rm -rf _build/measures
-	$(PYTEST) tests/browser -n $(JOBS)
+	$(PYTEST) tests/browser -n $(JOBS) --dist worksteal
 
 # Where no browser is found: Debian's, if this is Debian and we may; else the tests say what to install.
 chromium: $(READY)
