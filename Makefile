@@ -85,7 +85,7 @@ $(READY): requirements.txt requirements-models.txt pyproject.toml
 		"Python 3.10 or newer is needed, this is " + sys.version + "; try: make PYTHON=python3.12")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(if $(TORCH_INDEX),$(PY) -m pip install --index-url $(TORCH_INDEX) torch torchvision)
-	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --disable-pip-version-check --no-compile -r requirements.txt
 	@touch $@
 
 clean:

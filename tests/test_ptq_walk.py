@@ -108,6 +108,20 @@ def test_values_too_large_to_keep_are_computed_again(model, x, bits):
     same(*(list(map(list, walk.outputs)) for walk in (large, small)))
 
 
+def test_answers_are_computed_when_they_are_read():
+    """Those of all data together may take more memory than everything else."""
+    model, x = settle(mobile()), noise(4, 3, 8, 8)
+    gm = quantized(model, x, x)
+    stages(gm, "frozen")
+    walk = Walk(gm, graph.batches_of(gm, [x[:2], x[2:]]))
+    for _ in walk:
+        pass
+    for answers in walk.outputs:
+        assert isinstance(answers, Again) and len(answers) == 2
+        once, again = answers[0], answers[0]
+        assert once is not again and torch.equal(once, again)
+
+
 def test_only_a_few_layers_are_computed_again():
     gm = minq.capture(nn.Sequential(*[nn.Linear(5, 5) for _ in range(12)]), noise(3, 5))
     walk, deepest = Walk(gm, graph.batches_of(gm, noise(3, 5)), kept=0), 0
