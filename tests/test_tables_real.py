@@ -158,7 +158,8 @@ def interrupt(monkeypatch, owner, name, calls):
     monkeypatch.setattr(owner, name, stopping)
 
 
-def test_a_stopped_row_goes_on_with_the_next_cell(thin, command, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("thin")
+def test_a_stopped_row_goes_on_with_the_next_cell(command, tmp_path, monkeypatch):
     cells = ("--columns", "fp32", "ptq", "--granularity", "tensor")
     whole = command("resnet18", *cells, out=tmp_path / "whole.json")
     with monkeypatch.context() as patch:
@@ -175,7 +176,8 @@ def test_a_stopped_row_goes_on_with_the_next_cell(thin, command, tmp_path, monke
     assert command("resnet18", *cells) == result  # nothing is left to do
 
 
-def test_other_settings_are_another_measurement(thin, command):
+@pytest.mark.usefixtures("thin")
+def test_other_settings_are_another_measurement(command):
     cell = ("--columns", "ptq", "--bits", "W8A8", "--granularity", "tensor")
     first = command("resnet18", *cell)
     second = command("resnet18", *cell, "--seed", 1)
@@ -183,7 +185,8 @@ def test_other_settings_are_another_measurement(thin, command):
     assert second["table"][0]["ours"] == pytest.approx(second["records"][1]["value"], abs=0.01)
 
 
-def test_a_stopped_training_goes_on_with_the_next_step(thin, command, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("thin")
+def test_a_stopped_training_goes_on_with_the_next_step(command, tmp_path, monkeypatch):
     monkeypatch.setattr(real, "EVERY", 1)
     cell = ("--columns", "qat", "--bits", "W8A8", "--granularity", "tensor", "--steps", 3)
     trained = []
@@ -209,7 +212,8 @@ def test_a_stopped_training_goes_on_with_the_next_step(thin, command, tmp_path, 
     assert all(torch.equal(v, trained[1][k]) for k, v in trained[0].items())
 
 
-def test_a_stopped_rounding_goes_on_with_the_next_layer(thin, command, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("thin")
+def test_a_stopped_rounding_goes_on_with_the_next_layer(command, tmp_path, monkeypatch):
     from minq.ptq import pipeline
 
     cell = ("--columns", "ptq", "--bits", "W4A8", "--granularity", "tensor")
