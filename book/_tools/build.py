@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import http.server
+import os
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,7 @@ def run_notebooks() -> None:
     What ran already, here or in a test, is kept. A notebook that fails runs once more while its
     page is made, and is reported there.
     """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # with two each they take three times as long
     cache = open_cache()
     for path in sorted((ROOT / "book").glob("*.ipynb")):
         cache.add_nb_to_project(path)
