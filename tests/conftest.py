@@ -15,11 +15,11 @@ def untraced(function):
     """The function, not followed by who measures coverage."""
 
     @functools.wraps(function)
-    def call(*args, **settings):
+    def call(*args, **options):
         tracer = sys.gettrace()
         sys.settrace(None)
         try:
-            return function(*args, **settings)
+            return function(*args, **options)
         finally:
             sys.settrace(tracer)
 
@@ -29,6 +29,9 @@ def untraced(function):
 @pytest.fixture(autouse=True, scope="session")
 def compilers_are_not_traced():
     """Coverage looks at minq; to follow torch's exporters line by line took 40 % of the time."""
+    if sys.gettrace() is None:  # nobody measures, or without this price
+        yield
+        return
     import torch
 
     with pytest.MonkeyPatch.context() as patch:

@@ -143,12 +143,12 @@ def test_widgets_are_ready_soon(open_page, toc_page, measure):
     page.page.set_viewport_size({"width": 1280, "height": 20_000})
     widgets = page.widgets()
     if widgets:
-        ready = page.page.evaluate("Math.max(...readyTimes)") - start
+        ready = page.page.evaluate("Math.max(...readyTimes)")
         weight = page.page.evaluate(
             "performance.getEntries().reduce((sum, e) => sum + (e.decodedBodySize ?? 0), 0)"
         )
         seconds = {"first_s": first / 1e3} if first else {}  # if one is in sight
-        seconds["others_s"] = max(ready, 0) / 1e3
+        seconds["others_s"] = max(ready - start, 0) / 1e3
         measure(f"ready-{toc_page}", widgets=len(widgets), **seconds, page_mb=weight / 1e6)
         assert ready < 15_000
         scripts = page.page.evaluate(
