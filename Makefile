@@ -12,6 +12,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= 2
+# What installs: `make INSTALL="uv pip install --python .venv"` is quicker where uv is there.
+INSTALL ?= $(PY) -m pip install --disable-pip-version-check --no-compile
 PY      = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
 READY   = $(VENV)/.ready
 PYTEST  = $(PY) -m pytest
@@ -85,7 +87,7 @@ $(READY): requirements.txt requirements-models.txt pyproject.toml
 		"Python 3.10 or newer is needed, this is " + sys.version + "; try: make PYTHON=python3.12")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(if $(TORCH_INDEX),$(PY) -m pip install --index-url $(TORCH_INDEX) torch torchvision)
-	$(PY) -m pip install --disable-pip-version-check --no-compile -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	@touch $@
 
 clean:
