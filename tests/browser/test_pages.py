@@ -31,6 +31,33 @@ THIN_CODE = """() => {
     for (const e of again) e.remove();
 }"""
 
+# Of words with the same classes and colours, theirs and of all that they lie in, the first is left.
+# In figures all are left: there, one thing lies on another.
+FIRST_OF_EACH_LOOK = """() => {
+    const style = document.createElement('style'), looks = new Map(), seen = new Set();
+    style.textContent = '[data-again] { visibility: hidden !important }';
+    const look = e => {
+        if (e && !looks.has(e)) {
+            const s = getComputedStyle(e);
+            looks.set(e, [look(e.parentElement), e.tagName, e.className, s.color, s.opacity,
+                s.backgroundColor, s.backgroundImage, s.fontSize, s.fontWeight].join());
+        }
+        return looks.get(e);
+    };
+    const isNew = e => !seen.has(look(e)) && seen.add(look(e));
+    const hide = e => { // what is not new down to its last word
+        if (e.matches('.ws-root, mjx-container')) return false;
+        const words = [...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim());
+        let left = words && e.checkVisibility() && isNew(e);
+        for (const child of e.children) if (!hide(child)) left = true;
+        e.toggleAttribute('data-again', !left);
+        return !left;
+    };
+    for (const e of document.querySelectorAll('[data-again]')) e.removeAttribute('data-again');
+    hide(document.body);
+    document.head.append(style);
+}"""
+
 # Pictures without a text twin, and controls without a name.
 SILENT = """() => {
     const name = e => e.getAttribute('aria-label') || e.getAttribute('aria-labelledby')
@@ -56,49 +83,83 @@ WIDE = """() => document.documentElement.scrollWidth <= screen.width ? [] :
         Math.round(e.getBoundingClientRect().right)).slice(-8)"""
 
 
-@pytest.mark.parametrize("over, dark", [("http", False), ("file", True)])
-def test_page_loads_quietly_and_can_be_read_by_all(open_page, toc_page, over, dark):
-    page = open_page(toc_page, over=over, dark=dark, formulas=True)
-    page.widgets()
-    assert page.page.locator(".bd-article h1").first.is_visible()
-    theme = page.page.evaluate("document.documentElement.dataset.theme")
-    assert theme == ("dark" if dark else "light")
-    wrong = page.page.locator("mjx-merror, mjx-container [style*='color: red']").all()
+def violations(page, **options):
+    found = Axe().run(page, context=WHERE, options=WCAG | options)
+    return found.generate_report() if found.response["violations"] else ""
+
+
+def low_contrast(page):
+    page.evaluate(FIRST_OF_EACH_LOOK)
+    return violations(page, runOnly={"type": "rule", "values": ["color-contrast"]})
+
+
+def photograph(page, name):
+    if folder := os.environ.get("MINQ_SCREENSHOTS"):
+        page.screenshot(path=Path(folder, f"{name}.png"), full_page=True)
+
+
+def test_page_loads_quietly_and_can_be_read_by_all(open_page, toc_page):
+    book_page = open_page(toc_page, formulas=True)
+    book_page.widgets()
+    page = book_page.page
+    assert page.locator(".bd-article h1").first.is_visible()
+    wrong = page.locator("mjx-merror, mjx-container [style*='color: red']").all()
     assert not wrong, f"formulas that MathJax cannot read: {[e.inner_text() for e in wrong]}"
-    assert page.page.evaluate(SILENT) == []
-    if folder := os.environ.get("MINQ_SCREENSHOTS"):
-        name = f"{toc_page}-{'dark' if dark else 'light'}.png"
-        page.page.screenshot(path=Path(folder, name), full_page=True)
-    page.page.evaluate(THIN_CODE)
-    only = {"runOnly": {"type": "rule", "values": ["color-contrast"]}} if dark else {}
-    found = Axe().run(page.page, context=WHERE, options=WCAG | only)
-    assert not found.response["violations"], found.generate_report()
+    assert page.evaluate(SILENT) == []
+    photograph(page, f"{toc_page}-light")
+    page.evaluate(THIN_CODE)
+    assert not violations(page, rules={"color-contrast": {"enabled": False}})
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        page.wait_for_function(f"document.documentElement.dataset.theme === '{theme}'")
+        assert not low_contrast(page), theme
 
 
-def test_page_fits_a_phone(open_page, toc_page):
-    page = open_page(toc_page, width=375, height=720, touch=True, formulas=True)
-    page.widgets()
+def test_page_on_a_phone(open_page, toc_page):
+    """As a file, in the dark, under a finger."""
+    phone = {"width": 375, "height": 720, "touch": True}
+    page = open_page(toc_page, over="file", dark=True, formulas=True, **phone)
+    widgets = page.widgets()
+    assert page.page.evaluate("document.documentElement.dataset.theme") == "dark"
     assert page.page.evaluate(WIDE) == []
-    if folder := os.environ.get("MINQ_SCREENSHOTS"):
-        page.page.screenshot(path=Path(folder, f"{toc_page}-phone.png"), full_page=True)
+    photograph(page.page, f"{toc_page}-phone")
+    for where, widget, slider in enabled(widgets):
+        moves(where, widget, slider, lambda at, slider=slider: slider.tap(at))
 
 
-def test_sliders_by_keyboard(open_page, toc_page, measure):
-    page = open_page(toc_page)
-    latency = []
-    for number, widget in enumerate(page.widgets()):
+def enabled(widgets):
+    """Their sliders that can be moved: not those of a dead channel, where another now stands."""
+    for number, widget in enumerate(widgets):
         for slider in widget.sliders():
-            where = f"widget {number}, slider {slider.label!r}"
-            low, high = slider.limits
-            first, seen = slider.value, set()
-            for key in ("Home", "ArrowRight", "End", "ArrowLeft"):
-                slider.press(key)
-                seen.add(widget.snapshot())
-                assert not widget.broken_text(), f"{where}, {key}"
-                if key in ("Home", "End") and "," not in slider.label:  # ends of a range push
-                    assert slider.value == pytest.approx(low if key == "Home" else high), where
-            assert len(seen) > 1 or low == high, f"{where}: nothing on the screen changed"
-            latency.append(slider.set(first))
+            if not slider.locator.is_disabled():
+                yield f"widget {number}, slider {slider.label!r}", widget, slider
+
+
+def moves(where, widget, slider, pull):
+    """Pulled to one end and to the other, it has another value, and the figure another look."""
+    pull(0.02)
+    value, drawn = slider.value, widget.snapshot()
+    pull(0.98)
+    assert slider.value != value, where
+    assert widget.snapshot() != drawn, where
+
+
+def test_sliders_by_keyboard_and_by_mouse(open_page, toc_page, measure):
+    page = open_page(toc_page, width=800)
+    latency, widgets = [], page.widgets()
+    for where, widget, slider in enabled(widgets):
+        low, high = slider.limits
+        first, seen = slider.value, set()
+        for key in ("Home", "ArrowRight", "End", "ArrowLeft"):
+            slider.press(key)
+            seen.add(widget.snapshot())
+            assert not widget.broken_text(), f"{where}, {key}"
+            if key in ("Home", "End") and "," not in slider.label:  # ends of a range push
+                assert slider.value == pytest.approx(low if key == "Home" else high), where
+        assert len(seen) > 1 or low == high, f"{where}: nothing on the screen changed"
+        latency.append(slider.set(first))
+    for where, widget, slider in enabled(widgets):
+        moves(where, widget, slider, lambda at, slider=slider: slider.drag(1 - at, at))
     if latency:
         handled = sorted(m["handler_ms"] for m in latency)
         frames = sorted(m["frame_ms"] for m in latency)
@@ -110,21 +171,6 @@ def test_sliders_by_keyboard(open_page, toc_page, measure):
             frame_ms_median=frames[len(frames) // 2],
         )
         assert handled[-1] < 250, "a drag should redraw at once"
-
-
-@pytest.mark.parametrize("touch", [False, True], ids=["mouse", "touch"])
-def test_sliders_by_pointer(open_page, toc_page, touch):
-    page = open_page(toc_page, touch=touch, width=800)
-    for number, widget in enumerate(page.widgets()):
-        for slider in widget.sliders():
-            if slider.locator.is_disabled():  # by where another slider now stands: a dead channel
-                continue
-            slider.tap(0.02) if touch else slider.drag(0.5, 0.02)
-            value, drawn = slider.value, widget.snapshot()
-            slider.tap(0.98) if touch else slider.drag(0.02, 0.98)
-            where = f"widget {number}, slider {slider.label!r}"
-            assert slider.value != value, where
-            assert widget.snapshot() != drawn, where
 
 
 def test_figures_far_below_wait(open_page):
