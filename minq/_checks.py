@@ -10,7 +10,13 @@ import math
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_array_api_obj, is_torch_array
+from array_api_compat import (
+    array_namespace,
+    device,
+    is_array_api_obj,
+    is_numpy_array,
+    is_torch_array,
+)
 
 Array = Any
 """A NumPy array or a torch tensor."""
@@ -19,6 +25,13 @@ Array = Any
 def namespace(x: Array) -> Any:
     """The array-API functions that belong to ``x``."""
     return array_namespace(x)
+
+
+def clamp(x: Array, low: Any = None, high: Any = None, out: Array | None = None) -> Array:
+    """clamp(x; low, high). NumPy's own is several times as fast as its array-API form."""
+    if is_numpy_array(x):
+        return np.clip(x, low, high, out=out)
+    return namespace(x).clip(x, min=low, max=high, out=out)
 
 
 def as_float(x: Any, name: str = "x") -> Array:

@@ -38,6 +38,7 @@ from minq._checks import (
     check_axis,
     check_bits,
     check_count,
+    clamp,
     compute_dtype,
     like,
     namespace,
@@ -114,7 +115,7 @@ def scale_zero_point(
         raise ValueError(f"low {tuple(low.shape)} and high {tuple(high.shape)} differ in shape")
     if bool(xp.any(low > high)):
         raise ValueError("low is above high; the range must be given as (low, high)")
-    low, high = xp.clip(low, max=0.0), xp.clip(high, min=0.0)
+    low, high = clamp(low, high=0.0), clamp(high, low=0.0)
     if symmetric and n == 0 and bool(xp.any(low < 0)):
         raise ValueError(
             f"the unsigned symmetric grid cannot hold {float(xp.min(low)):g}; "
@@ -135,7 +136,7 @@ def scale_zero_point(
     scale = xp.where(low == high, xp.ones_like(scale), xp.maximum(scale, smallest))
     if power_of_two:
         scale = _round_up_to_power_of_two(scale)
-    zero_point = xp.zeros_like(scale) if symmetric else xp.clip(xp.round(n - low / scale), n, p)
+    zero_point = xp.zeros_like(scale) if symmetric else clamp(xp.round(n - low / scale), n, p)
     return scale, xp.astype(zero_point, xp.int32)
 
 
@@ -310,7 +311,7 @@ def _to_grid(
     if _must_stay(u, zero_point):
         return _clamp(u + zero_point, n, p)  # eq. (4)
     u += zero_point
-    return namespace(u).clip(u, n, p, out=u)  # eq. (4), (5)
+    return clamp(u, n, p, out=u)  # eq. (4), (5)
 
 
 def _clamp(x: Array, n: int, p: int) -> Array:
@@ -321,7 +322,7 @@ def _clamp(x: Array, n: int, p: int) -> Array:
     xp = namespace(x)
     if getattr(x, "requires_grad", False):
         return xp.where(x < n, n, xp.where(x > p, p, x))  # eq. (5)
-    return xp.clip(x, n, p)
+    return clamp(x, n, p)
 
 
 def _from_grid(x_int: Array, scale: Array, zero_point: Array) -> Array:

@@ -25,7 +25,7 @@ import numpy as np
 from array_api_compat import is_array_api_obj, is_torch_array
 
 from minq import ranges
-from minq._checks import Array, as_float, compute_dtype, like, namespace
+from minq._checks import Array, as_float, clamp, compute_dtype, like, namespace
 from minq.affine import _align, _check_scale, round_half_even
 
 BLOCK = 32
@@ -160,7 +160,7 @@ def mx_scale(
     xp = namespace(most)
     e_max = math.floor(math.log2(format.largest))
     scale = _power(most) * 2.0**-e_max
-    return xp.where(most > 0, xp.clip(scale, 2.0**-127, 2.0**127), xp.ones_like(most))
+    return xp.where(most > 0, clamp(scale, 2.0**-127, 2.0**127), xp.ones_like(most))
 
 
 def _largest(x: Array, axis: int | None, group: int | None) -> Array:
@@ -205,7 +205,7 @@ def fake_quantize_float(
     scale = _align(_check_scale(like(scale, x, dtype, "scale")), x, axis, group, "scale")
     with np.errstate(over="ignore"):
         u = xp.astype(x, dtype, copy=False) / scale
-    u = xp.clip(u, -format.largest, format.largest)
+    u = clamp(u, -format.largest, format.largest)
     step = _step(u.detach() if is_torch_array(u) else u, format)
     return xp.astype(scale * (step * rounding(u / step)), given, copy=False)
 

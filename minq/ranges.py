@@ -28,7 +28,16 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_numpy_array, is_torch_array
 
-from minq._checks import Array, as_float, check_axis, check_count, compute_dtype, like, namespace
+from minq._checks import (
+    Array,
+    as_float,
+    check_axis,
+    check_count,
+    clamp,
+    compute_dtype,
+    like,
+    namespace,
+)
 from minq.affine import integer_grid, scale_shape, scale_zero_point
 
 Range = tuple[Array, Array]
@@ -154,7 +163,8 @@ def _squared_error(x: Array, scale: Array, zero_point: Array, n: int, p: int) ->
     for i, j in _blocks(x):
         u = x[i, j] * per_step[i]
         u += zero_point[i]
-        error = xp.clip(xp.round(u), n, p)
+        error = xp.round(u)
+        error = clamp(error, n, p, out=error)
         error -= u  # eq. (16), before the sum of squares
         total[i] += xp.astype(xp.vecdot(error, error), xp.float64)[:, None]
     return total
@@ -180,7 +190,7 @@ def _solve_noise_model(x: Array, widest: Array, n: int, p: int, symmetric: bool)
         low, high = n * scale, p * scale
     else:
         smallest, largest = _row_min_max(x)
-        smallest, largest = xp.clip(smallest, max=0.0), xp.clip(largest, min=0.0)
+        smallest, largest = clamp(smallest, high=0.0), clamp(largest, low=0.0)
         low, high = xp.maximum(-start, smallest), xp.minimum(start, largest)
     for rows in (sample, x) if sample.shape != x.shape else (x,):
         for _ in range(12):
@@ -192,14 +202,14 @@ def _solve_noise_model(x: Array, widest: Array, n: int, p: int, symmetric: bool)
             if symmetric:
                 slope = p * cut_above - n * cut_below - rounding * scale
                 step = slope / (p * p * above + n * n * below + rounding)
-                scale = xp.minimum(xp.clip(scale + step, min=0.0), widest)
+                scale = xp.minimum(clamp(scale + step, low=0.0), widest)
                 low, high = n * scale, p * scale
             else:
                 rounding = rounding / (p - n) ** 2
                 out_low = (cut_below - rounding * width) / (below + rounding)
                 out_high = (cut_above - rounding * width) / (above + rounding)
-                low = xp.maximum(xp.clip(low - out_low, max=0.0), smallest)
-                high = xp.minimum(xp.clip(high + out_high, min=0.0), largest)
+                low = xp.maximum(clamp(low - out_low, high=0.0), smallest)
+                high = xp.minimum(clamp(high + out_high, low=0.0), largest)
             if not bool(xp.any(xp.abs(high - low - width) > 0.01 * width)):
                 break
     return low, high
@@ -260,14 +270,14 @@ def cross_entropy(
         target = xp.exp(_log_softmax(v))
 
         def loss(scale: Array, zero_point: Array) -> Array:
-            v_int = xp.clip(xp.round(v / scale) + zero_point, n, p)
+            v_int = clamp(xp.round(v / scale) + zero_point, n, p)
             v_hat = scale * (v_int - zero_point)
             # H(a, b) = H(a) + the divergence of b from a; only the last one can be made smaller.
             terms = target * _log_softmax(v_hat)
             return -xp.sum(xp.astype(terms, xp.float64), keepdims=True)  # eq. (17)
 
         low, high = _row_min_max(row)
-        low, high = xp.clip(low, max=0.0), xp.clip(high, min=0.0)
+        low, high = clamp(low, high=0.0), clamp(high, low=0.0)
         if symmetric:
             starts = [(low * a, high * a) for a in _shrink(12)]
         else:
@@ -336,7 +346,7 @@ def batch_norm(
         floor, ceiling = _number(clip[0], "clip[0]"), _number(clip[1], "clip[1]")
         if not floor < ceiling:
             raise ValueError(f"clip must be (low, high) with low < high, not {clip}")
-        low, high = xp.clip(low, floor, ceiling), xp.clip(high, floor, ceiling)
+        low, high = clamp(low, floor, ceiling), clamp(high, floor, ceiling)
     return low, high
 
 
@@ -449,7 +459,7 @@ def _search(
 
     for low, high in starts:
         scale, zero_point = scale_zero_point(low, high, **grid)
-        low, high = xp.clip(low, max=0.0), xp.clip(high, min=0.0)
+        low, high = clamp(low, high=0.0), clamp(high, low=0.0)
         offer(scale, xp.astype(zero_point, dtype), low, high)
     for reach in _ROUNDS:
         _, scale, zero_point, _, _ = best
@@ -460,7 +470,7 @@ def _search(
         _, scale, zero_point, _, _ = best
         far = math.ceil(reach / 4 * (p - n))
         for k in (-far, far):
-            offer_grid(scale, xp.clip(zero_point + k, n, p))  # the place
+            offer_grid(scale, clamp(zero_point + k, n, p))  # the place
     return best[3], best[4]
 
 
@@ -488,6 +498,8 @@ def _per_row(
     else:
         axis = check_axis(axis, len(x.shape))
         rows = xp.reshape(xp.moveaxis(x, axis, 0), (x.shape[axis], -1))
+    if is_numpy_array(rows):
+        rows = np.ascontiguousarray(rows)  # the order of a sum must not depend on strides
     if group is None:
         parts = [estimate(rows)]
     else:

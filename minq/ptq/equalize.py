@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 
-from minq._checks import Array, as_float, check_count, like, namespace
+from minq._checks import Array, as_float, check_count, clamp, like, namespace
 
 
 def output_ranges(weight: Array) -> Array:
@@ -149,7 +149,7 @@ def absorbable(beta: Array, gamma: Array, sigmas: float = 3.0) -> Array:
     gamma = _vector(gamma, beta, math.prod(beta.shape), "gamma")
     if not (sigmas >= 0 and math.isfinite(sigmas)):
         raise ValueError(f"sigmas must be 0 or more and finite, not {sigmas}; the paper takes 3")
-    return namespace(beta).clip(beta - sigmas * abs(gamma), min=0.0)  # eq. (28)
+    return clamp(beta - sigmas * abs(gamma), low=0.0)  # eq. (28)
 
 
 def absorb_bias(
