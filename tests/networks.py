@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import minq
+from minq import zoo
 
 
 def settle(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -135,11 +136,6 @@ def _overwritten_under_a_view(m, x):
     z = y.view(-1, 2, 2)
     y.relu_()
     return z.sum(2) + y[:, :2]
-
-
-def _causal(m, x, mask):
-    q, k, v = (m.qkv(x)[..., i::3] for i in range(3))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def _tied(m, tokens):
@@ -291,6 +287,16 @@ def captured(name: str) -> tuple[nn.Module, fx.GraphModule, tuple[int, ...]]:
     """One of ``NETWORKS``, a fresh copy of its graph, and the shape of one sample."""
     model, gm = _captured(name)
     return model, copy.deepcopy(gm), NETWORKS[name][1]
+
+
+@cache
+def _zoo_graph(name: str) -> fx.GraphModule:
+    return minq.capture(zoo.load(name), zoo.calibration_set(name, 2))
+
+
+def zoo_graph(name: str) -> fx.GraphModule:
+    """A fresh copy of the graph of one of ``zoo.NAMES``; making it takes longer than most tests."""
+    return copy.deepcopy(_zoo_graph(name))
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:

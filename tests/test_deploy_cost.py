@@ -11,7 +11,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import NETWORKS, Attention, Lambda, captured, mobile, noise, settle, tied
+from networks import NETWORKS, Attention, Lambda, captured, mobile, noise, settle, tied, zoo_graph
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -60,7 +60,7 @@ def test_real_networks_multiply_as_often_as_torch_counts(name):
 @pytest.mark.parametrize("name", zoo.NAMES)
 def test_small_networks_multiply_as_often_as_torch_counts(name):
     model, x = zoo.load(name), zoo.calibration_set(name, 2)
-    gm = minq.capture(model, x)
+    gm = zoo_graph(name)
     costs = layer_costs(gm, x)
     assert total(costs) == torch_macs(model, x) and set(graph.layers(gm)) <= set(costs)
 

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import NETWORKS, Attention, Lambda, network, noise, settle
+from networks import NETWORKS, Attention, Lambda, captured, network, noise, settle, zoo_graph
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -72,15 +72,15 @@ def assert_same(q, x):
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_operator_gives_the_integers_of_the_simulation(name, grid):
-    model, shape = network(name)
-    q = quantized(model, noise(8, *shape), **GRIDS[grid])
+    _, gm, shape = captured(name)
+    q = quantized(gm, noise(8, *shape), **GRIDS[grid])
     assert_same(q, 1.2 * noise(8, *shape, seed=5))  # beyond the ranges, too
 
 
 @pytest.mark.parametrize("grid", ["W8A8", "per channel"])
 @pytest.mark.parametrize("name", zoo.NAMES)
 def test_every_small_network_gives_the_integers_of_the_simulation(name, grid):
-    q = quantized(zoo.load(name), zoo.calibration_set(name, 16), **GRIDS[grid])
+    q = quantized(zoo_graph(name), zoo.calibration_set(name, 16), **GRIDS[grid])
     net = assert_same(q, zoo.test_set(name, 4)[0])
     assert not net.islands or (name, grid) == ("text_encoder", "per channel")
 
@@ -98,7 +98,7 @@ def test_the_full_networks_give_the_integers_of_the_simulation(name):
 def test_a_trained_network_gives_the_integers_of_the_simulation():
     """Learned zero-points are rounded when used, and weights need not lie on their grid."""
     x = zoo.calibration_set("mobilenet_v2", 16)
-    q = minq.qat.prepare(zoo.load("mobilenet_v2"), x, weights=4, activations=4)
+    q = minq.qat.prepare(zoo_graph("mobilenet_v2"), x, weights=4, activations=4)
     with torch.no_grad():
         for quantizer in quantizers(q).values():
             quantizer.zero_point += 0.3 * (not quantizer.symmetric)
@@ -109,7 +109,7 @@ def test_a_trained_network_gives_the_integers_of_the_simulation():
 def test_what_single_precision_gets_wrong_lies_next_to_ties():
     """Given the same 32-bit biases and inputs, a layer in floats differs by one step, rarely."""
     x = zoo.test_set("mobilenet_v2", 32)[0]
-    q = quantized(zoo.load("mobilenet_v2"), zoo.calibration_set("mobilenet_v2", 32))
+    q = quantized(zoo_graph("mobilenet_v2"), zoo.calibration_set("mobilenet_v2", 32))
     net, single = minq.to_integer(q), simulation(q).float()
     first = "stem.2.quantizer"
     scale, zero_point = quantizers(single)[first].grid()
@@ -137,7 +137,7 @@ def test_power_of_two_scales_make_even_single_precision_exact():
 
 def test_edges_carry_integers_of_the_fewest_bytes():
     x = zoo.test_set("mobilenet_v2", 2)[0]
-    net = minq.to_integer(quantized(zoo.load("mobilenet_v2"), x, weights=4))
+    net = minq.to_integer(quantized(zoo_graph("mobilenet_v2"), x, weights=4))
     program = net.program
     kinds = {node: type(module) for node, module, _, _ in net._watch(x)}
     values = {node: value for node, _, _, value in net._watch(x)}
@@ -216,7 +216,7 @@ def test_a_layer_without_quantizers_is_an_island():
 
 def test_the_batch_size_is_free_and_a_copy_computes_the_same():
     x = zoo.test_set("inception", 3)[0]
-    net = minq.to_integer(quantized(zoo.load("inception"), x))
+    net = minq.to_integer(quantized(zoo_graph("inception"), x))
     other = copy.deepcopy(net)
     assert torch.equal(torch.cat([net(v[None]) for v in x]), other(x))
     assert "floating" not in str({b.dtype for n, b in net.named_buffers() if "weight" in n})
@@ -408,7 +408,7 @@ def test_an_accumulator_that_may_overflow_is_refused_unless_it_may_wrap():
 
 def test_the_report_counts_what_happens():
     x = zoo.test_set("resnet_basic", 4)[0]
-    q = quantized(zoo.load("resnet_basic"), x / 2)  # narrow ranges, so that something is clipped
+    q = quantized(zoo_graph("resnet_basic"), x / 2)  # narrow ranges, so that something is clipped
     net = minq.to_integer(q)
     report = net.report(x)
     layers = [row for row in report if row.cost is not None]
@@ -457,7 +457,7 @@ def test_bad_networks_and_settings_are_refused():
 
 def test_a_network_in_training_is_refused():
     x = zoo.calibration_set("resnet_basic", 8)
-    q = minq.qat.prepare(zoo.load("resnet_basic"), x, batch_norm="refold")
+    q = minq.qat.prepare(zoo_graph("resnet_basic"), x, batch_norm="refold")
     with pytest.raises(TypeError, match="still in training; call minq.qat.finish"):
         minq.to_integer(q)
 

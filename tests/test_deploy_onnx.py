@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import Attention, Keywords, Lambda, captured, noise
+from networks import Attention, Keywords, Lambda, captured, noise, zoo_graph
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
@@ -120,7 +120,7 @@ def test_every_integer_is_that_of_the_simulation(name, tmp_path):
 @cache
 def small(name, per_channel):
     data = zoo.calibration_set(name, 64)
-    q = ptq(zoo.load(name), data, rounding="nearest", per_channel=per_channel, progress=False)
+    q = ptq(zoo_graph(name), data, rounding="nearest", per_channel=per_channel, progress=False)
     return q, data
 
 

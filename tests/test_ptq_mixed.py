@@ -8,6 +8,7 @@ import random
 
 import pytest
 import torch
+from networks import zoo_graph
 from torch import nn
 
 import minq
@@ -81,7 +82,7 @@ def test_noise_of_a_layer_is_what_that_layer_alone_does():
 
 
 def test_the_expected_noise_is_near_the_measured_and_beats_uniform_bits():
-    model, x = minq.zoo.load("mobilenet_v2"), minq.zoo.calibration_set("mobilenet_v2", 32)
+    model, x = zoo_graph("mobilenet_v2"), minq.zoo.calibration_set("mobilenet_v2", 32)
     bits, given = (3, 4, 5, 8), {"per_channel": True, "activations": None, "rounding": "nearest"}
     noise = sensitivity(model, x, bits, per_channel=True)
     names = dict(model.named_parameters())

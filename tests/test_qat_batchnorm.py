@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from networks import network, noise, settle
+from networks import network, noise, settle, zoo_graph
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
@@ -101,8 +101,8 @@ def _weight(gm, quantizer):
 def test_restoring_changes_no_output_of_trained_networks(name, way):
     model, x = zoo.load(name), zoo.calibration_set(name, 32)
     settings = dict(activations=None, equalize=True)  # per-channel ReLU6 and moved moments
-    expected = prepared(model, x, "fold", **settings)(x)
-    gm = prepared(model, x, way, **settings)
+    expected = prepared(zoo_graph(name), x, "fold", **settings)(x)
+    gm = prepared(zoo_graph(name), x, way, **settings)
     torch.testing.assert_close(gm.eval()(x), expected, rtol=1e-4, atol=1e-4)
     # Training starts near it: the batch's statistics are near the running ones.
     y = gm.train()(x)

@@ -1,5 +1,6 @@
 """Quantization-aware training: it learns, in one's own loop too; stopped, it goes on the same."""
 
+import copy
 import random
 from functools import cache, partial
 
@@ -50,6 +51,16 @@ def toy():
     model = mobile(nn.ReLU6, 12)
     model.load_state_dict(_trained())
     return model.eval()
+
+
+@cache
+def _graph_of_toy():
+    return minq.capture(toy(), samples(2)[0])
+
+
+def graph_of_toy():
+    """Where a test trains it several times: to follow it takes longer than a step."""
+    return copy.deepcopy(_graph_of_toy())
 
 
 @torch.no_grad()
@@ -146,10 +157,10 @@ def test_a_loop_of_ones_own(batch_norm, logarithmic):
 
 def test_ranges_stay_where_they_are_not_learned():
     x = samples(32)[0]
-    start = ranges(qat.prepare(toy(), x, weights=4, activations=4, learn_ranges=False))
-    gm = short(toy(), batches(5), learn_ranges=False)
+    start = ranges(qat.prepare(graph_of_toy(), x, weights=4, activations=4, learn_ranges=False))
+    gm = short(graph_of_toy(), batches(5), learn_ranges=False)
     assert all(torch.equal(v, start[k]) for k, v in ranges(gm).items())
-    learned = ranges(short(toy(), batches(5)))
+    learned = ranges(short(graph_of_toy(), batches(5)))
     scales = [k for k in start if k.endswith("scale")]
     assert all(not torch.equal(learned[k], start[k]) for k in scales)
     # An unsigned grid behind ReLU begins with its zero-point at the end of the grid: it may move.
@@ -172,7 +183,7 @@ def test_mixed_bits():
 
 def test_only_weights_or_only_activations():
     for off in ("weights", "activations"):
-        gm = short(toy(), batches(3), **{off: None})
+        gm = short(graph_of_toy(), batches(3), **{off: None})
         assert accuracy(gm) > 60
         assert not (weight_quantizers if off == "weights" else activation_quantizers)(gm)
 
@@ -254,9 +265,9 @@ def test_the_first_batches_calibrate():
 
 
 def test_a_bar_where_one_is_wanted(capsys):
-    short(toy(), batches(2), progress=True)
+    short(graph_of_toy(), batches(2), progress=True)
     assert "2/2" in capsys.readouterr().err
-    short(toy(), batches(2))
+    short(graph_of_toy(), batches(2))
     assert capsys.readouterr() == ("", "")
 
 
@@ -284,7 +295,7 @@ class Said(list):
 ])  # fmt: skip
 def test_wrong_arguments_are_refused(arguments, error, words):
     with pytest.raises(error, match=words):
-        short(**{"model": toy(), "loader": batches(1)} | arguments)
+        short(**{"model": graph_of_toy(), "loader": batches(1)} | arguments)
 
 
 # --- Stopped and gone on --------------------------------------------------------------------------
@@ -346,7 +357,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, name, batch_norm,
 
     def run(seed, **more):
         torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
-        return short(toy(), LOADERS[name](), **settings | more)
+        return short(graph_of_toy(), LOADERS[name](), **settings | more)
 
     expected = _expected(name, batch_norm, run)
     file = tmp_path / "folder" / "qat.pt"
@@ -374,21 +385,22 @@ def test_other_random_numbers_give_another_network():
     results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        results.append(short(toy(), LOADERS["everything drawn at one place"](), loss=drawing_loss))
+        loader = LOADERS["everything drawn at one place"]()
+        results.append(short(graph_of_toy(), loader, loss=drawing_loss))
     assert not same(*results)
 
 
 @pytest.mark.parametrize("damage", ["text", "empty", "cut", "foreign"])
 def test_a_damaged_checkpoint_is_named(tmp_path, damage):
     file = tmp_path / "kept.pt"
-    short(toy(), batches(2), checkpoint=file)
+    short(graph_of_toy(), batches(2), checkpoint=file)
     whole = file.read_bytes()
     if damage == "foreign":
         torch.save([1, 2], file)
     else:
         file.write_bytes({"text": b"hello", "empty": b"", "cut": whole[:-2000]}[damage])
     with pytest.raises(ValueError, match=r"kept.pt is damaged or no checkpoint.*delete it"):
-        short(toy(), batches(2), checkpoint=file)
+        short(graph_of_toy(), batches(2), checkpoint=file)
 
 
 @pytest.mark.parametrize("other", [
@@ -397,6 +409,6 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
 ], ids=str)  # fmt: skip
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, other):
     file = tmp_path / "kept.pt"
-    short(toy(), batches(2), checkpoint=file)
+    short(graph_of_toy(), batches(2), checkpoint=file)
     with pytest.raises(ValueError, match="kept.pt belongs to another training"):
-        short(toy(), batches(2), checkpoint=file, **other)
+        short(graph_of_toy(), batches(2), checkpoint=file, **other)
