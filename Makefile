@@ -62,8 +62,8 @@ lint: $(READY)
 	$(PY) -m codespell_lib README.md CONTRIBUTING.md book minq tests .ci Makefile
 
 unit: $(READY)
-	$(PYTEST) tests minq README.md --doctest-modules --doctest-glob=README.md \
-		--ignore=tests/browser --ignore=tests/bench -n $(JOBS) --dist worksteal --cov=minq --cov-report=term:skip-covered
+	$(PY) -m slipcover --source minq --skip-covered -m pytest tests minq README.md --doctest-modules \
+		--doctest-glob=README.md --ignore=tests/browser --ignore=tests/bench -n $(JOBS) --dist worksteal
 
 bench: $(READY)
 	for script in tests/bench/bench_*.py; do $(PY) $$script || exit 1; done

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from functools import cache
 
 import pytest
 import torch
@@ -30,6 +31,16 @@ def toy(activation=nn.ReLU6, width=12):
             for seed in range(3):
                 model(noise(64, 3, 16, 16, seed=seed))
     return model.eval()
+
+
+@cache
+def _graph_of_toy():
+    return minq.capture(toy(), data(2))
+
+
+def graph_of_toy():
+    """Where a test quantizes it several times: to follow it takes longer than to quantize it."""
+    return copy.deepcopy(_graph_of_toy())
 
 
 def data(count=32, seed=7):
@@ -260,7 +271,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, monkeypatch, st
     "model",
 ], ids=str)  # fmt: skip
 def test_a_file_of_other_settings_is_refused(tmp_path, change):
-    model, x, file = toy(), data(), tmp_path / "rounding.pt"
+    model, x, file = graph_of_toy(), data(), tmp_path / "rounding.pt"
     settings = dict(weights=4, sweeps=3, rows=64, checkpoint=file)
     ptq(model, x, **settings)
     if change == "data":

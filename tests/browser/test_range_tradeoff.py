@@ -73,8 +73,10 @@ def assert_shows(widget, twin):
     assert not widget.broken_text()
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("kind", ["weights", "relu", "skew", "minus"])
+@pytest.mark.parametrize(
+    ("kind", "symmetric"),
+    [("weights", True), ("relu", False), ("relu", True), ("skew", False), ("minus", False)],
+)
 def test_keys_and_mouse_move_the_range(browser, tmp_path, kind, symmetric):
     twin = RangeTradeoff(sample(kind), bits=4, symmetric=symmetric)
     with stage(browser, tmp_path, twin) as widget:
