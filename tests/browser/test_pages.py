@@ -182,6 +182,24 @@ def test_figures_far_below_wait(open_page):
     assert far and set(far) == {"waiting"}
 
 
+def test_sections_out_of_sight_wait_for_the_figures_in_sight(open_page):
+    """Where the page opens at its top; not at a section, nor where it was before a reload."""
+    book_page = open_page("intro")
+    page = book_page.page
+    page.add_init_script("""new MutationObserver(() => {
+        window.waited ||= document.documentElement.classList.contains('mq-first');
+    }).observe(document, { subtree: true, attributes: true, attributeFilter: ['class'] });""")
+    done = "!document.documentElement.classList.contains('mq-first')"
+    book_page.goto("ch03_uniform_affine")
+    page.wait_for_function(done)
+    assert page.evaluate("window.waited")
+    page.reload()
+    page.wait_for_function(done)
+    assert not page.evaluate("window.waited")
+    book_page.goto("ch04_symmetric_granularity.html#exercises")
+    assert not page.evaluate("window.waited")
+
+
 def test_widgets_are_ready_soon(open_page, toc_page, measure):
     """Those in sight after the page; the others in a window so tall that all start at once."""
     page = open_page(toc_page, formulas=True)
