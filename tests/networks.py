@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -289,14 +290,16 @@ def captured(name: str) -> tuple[nn.Module, fx.GraphModule, tuple[int, ...]]:
     return model, copy.deepcopy(gm), NETWORKS[name][1]
 
 
-@cache
-def _zoo_graph(name: str) -> fx.GraphModule:
-    return minq.capture(zoo.load(name), zoo.calibration_set(name, 2))
+def made_once(make: Callable[..., fx.GraphModule]) -> Callable[..., fx.GraphModule]:
+    """Fresh copies of a graph: to capture a network takes longer than most tests."""
+    made = cache(make)
+    return lambda *args: copy.deepcopy(made(*args))
 
 
+@made_once
 def zoo_graph(name: str) -> fx.GraphModule:
-    """A fresh copy of the graph of one of ``zoo.NAMES``; making it takes longer than most tests."""
-    return copy.deepcopy(_zoo_graph(name))
+    """One of ``zoo.NAMES``."""
+    return minq.capture(zoo.load(name), zoo.calibration_set(name, 2))
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:

@@ -2,11 +2,10 @@
 
 import copy
 import warnings
-from functools import cache
 
 import pytest
 import torch
-from networks import Attention, Keywords, Lambda, captured, mobile, noise, settle
+from networks import Attention, Keywords, Lambda, captured, made_once, mobile, noise, settle
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -33,14 +32,9 @@ def toy(activation=nn.ReLU6, width=12):
     return model.eval()
 
 
-@cache
-def _graph_of_toy():
-    return minq.capture(toy(), data(2))
-
-
+@made_once
 def graph_of_toy():
-    """Where a test quantizes it several times: to follow it takes longer than to quantize it."""
-    return copy.deepcopy(_graph_of_toy())
+    return minq.capture(toy(), data(2))
 
 
 def data(count=32, seed=7):

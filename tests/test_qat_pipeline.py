@@ -1,13 +1,12 @@
 """Quantization-aware training: it learns, in one's own loop too; stopped, it goes on the same."""
 
-import copy
 import random
 from functools import cache, partial
 
 import numpy as np
 import pytest
 import torch
-from networks import Keywords, Lambda, mobile, noise, settle
+from networks import Keywords, Lambda, made_once, mobile, noise, settle
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -53,14 +52,9 @@ def toy():
     return model.eval()
 
 
-@cache
-def _graph_of_toy():
-    return minq.capture(toy(), samples(2)[0])
-
-
+@made_once
 def graph_of_toy():
-    """Where a test trains it several times: to follow it takes longer than a step."""
-    return copy.deepcopy(_graph_of_toy())
+    return minq.capture(toy(), samples(2)[0])
 
 
 @torch.no_grad()

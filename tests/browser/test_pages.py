@@ -123,20 +123,20 @@ def test_page_on_a_phone(open_page, toc_page):
     assert page.page.evaluate("document.documentElement.dataset.theme") == "dark"
     assert page.page.evaluate(WIDE) == []
     photograph(page.page, f"{toc_page}-phone")
-    for where, widget, slider in enabled(widgets):
-        moves(where, widget, slider, lambda at, slider=slider: slider.tap(at))
+    for where, widget, slider in sliders(widgets):
+        moves(where, widget, slider, slider.tap)
 
 
-def enabled(widgets):
-    """Their sliders that can be moved: not those of a dead channel, where another now stands."""
+def sliders(widgets):
     for number, widget in enumerate(widgets):
         for slider in widget.sliders():
-            if not slider.locator.is_disabled():
-                yield f"widget {number}, slider {slider.label!r}", widget, slider
+            yield f"widget {number}, slider {slider.label!r}", widget, slider
 
 
 def moves(where, widget, slider, pull):
     """Pulled to one end and to the other, it has another value, and the figure another look."""
+    if slider.locator.is_disabled():  # by where another slider now stands: a dead channel
+        return
     pull(0.02)
     value, drawn = slider.value, widget.snapshot()
     pull(0.98)
@@ -147,7 +147,7 @@ def moves(where, widget, slider, pull):
 def test_sliders_by_keyboard_and_by_mouse(open_page, toc_page, measure):
     page = open_page(toc_page, width=800)
     latency, widgets = [], page.widgets()
-    for where, widget, slider in enabled(widgets):
+    for where, widget, slider in sliders(widgets):
         low, high = slider.limits
         first, seen = slider.value, set()
         for key in ("Home", "ArrowRight", "End", "ArrowLeft"):
@@ -158,7 +158,7 @@ def test_sliders_by_keyboard_and_by_mouse(open_page, toc_page, measure):
                 assert slider.value == pytest.approx(low if key == "Home" else high), where
         assert len(seen) > 1 or low == high, f"{where}: nothing on the screen changed"
         latency.append(slider.set(first))
-    for where, widget, slider in enabled(widgets):
+    for where, widget, slider in sliders(widgets):
         moves(where, widget, slider, lambda at, slider=slider: slider.drag(1 - at, at))
     if latency:
         handled = sorted(m["handler_ms"] for m in latency)
