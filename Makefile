@@ -21,6 +21,9 @@ CHROME  = $(PY) tests/browser/chrome.py
 
 # Test processes run side by side, so each computes with one thread.
 export OMP_NUM_THREADS = 1
+# Packages come without bytecode, and what is imported first writes it. Where that is forbidden, as in
+# many containers, each of a hundred processes would compile torch again: 15 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 .NOTPARALLEL:
 .PHONY: book serve live student slides pdf outputs tables test lint unit bench notebooks browser chromium clean

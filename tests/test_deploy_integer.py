@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from fractions import Fraction
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -77,19 +78,20 @@ def test_every_operator_gives_the_integers_of_the_simulation(name, grid):
     assert_same(q, 1.2 * noise(8, *shape, seed=5))  # beyond the ranges, too
 
 
-@pytest.mark.parametrize("grid", ["W8A8", "per channel"])
-@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize(
+    "name, grid",
+    [*zip(zoo.NAMES, cycle(["W8A8", "per channel"]), strict=False), ("text_encoder", "W8A8")],
+)
 def test_every_small_network_gives_the_integers_of_the_simulation(name, grid):
     q = quantized(zoo_graph(name), zoo.calibration_set(name, 16), **GRIDS[grid])
     net = assert_same(q, zoo.test_set(name, 4)[0])
     assert not net.islands or (name, grid) == ("text_encoder", "per channel")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-def test_the_full_networks_give_the_integers_of_the_simulation(name):
+def test_a_network_at_full_size_gives_the_integers_of_the_simulation():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = settle(getattr(torchvision.models, name)(weights=None))
+        model = settle(torchvision.models.mobilenet_v2(weights=None))
     x = noise(1, 3, 224, 224)
     net = assert_same(quantized(model, x, equalize=False), noise(1, 3, 224, 224, seed=2))
     assert not net.islands

@@ -147,12 +147,10 @@ def _weights(q):
 
 SETTINGS = {
     "W4A8": {"weights": 4},
-    "W4A4": {"weights": 4, "activations": 4},
     "W2A6, per channel": {"weights": 2, "activations": 6, "per_channel": True},
     "symmetric": {"symmetric": True},
-    "W7A5, symmetric": {"weights": 7, "activations": 5, "symmetric": True},
     "W8A16": {"activations": 16},
-    "W12A12": {"weights": 12, "activations": 12},
+    "W12A5": {"weights": 12, "activations": 5},
     "W16A9, symmetric": {"weights": 16, "activations": 9, "symmetric": True},
 }
 

@@ -1,28 +1,31 @@
-"""The equation index is complete and true: the tests it names execute the lines it names."""
+"""The equation index is complete; that its tests execute its lines is seen while they run."""
 
-import importlib.util
+import importlib
 import inspect
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from coverage import CoverageData
+from equation_lines import (
+    ROOT,
+    code,
+    complaints,
+    equations,
+    formulas,
+    named,
+    places,
+    table,
+    watched,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
-spec = importlib.util.spec_from_file_location("equations", ROOT / "book/_ext/equations.py")
-equations = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(equations)
+from minq.affine import fake_quantize
 
 ALL = range(1, 44)
-CODE, FORMULAS, TABLE = equations.code(), equations.formulas(), equations.table()
 
 
 def test_every_equation_has_a_formula_in_a_chapter_and_an_entry():
-    assert sorted(FORMULAS) == sorted(TABLE) == list(ALL)
-    assert sorted(CODE) == [number for number in ALL if "why" not in TABLE[number]]
+    assert sorted(formulas()) == sorted(table()) == list(ALL)
+    assert sorted(code()) == [number for number in ALL if "why" not in table()[number]]
     pages = re.findall(r"\{equation-index\} (\d+) (\d+)", (ROOT / "book/equations.md").read_text())
     assert [n for a, b in pages for n in range(int(a), int(b) + 1)] == list(ALL)
 
@@ -43,7 +46,7 @@ def test_comments_are_read(comment, expected):
 
 
 def test_lines_and_functions_are_where_the_index_says():
-    for number, lines in CODE.items():
+    for number, lines in code().items():
         for found in lines:
             text = (ROOT / found.path).read_text("utf-8").splitlines()[found.line - 1]
             assert "# eq. (" in text and f"({number}" in text or " to (" in text, found
@@ -56,43 +59,36 @@ def test_lines_and_functions_are_where_the_index_says():
             assert first <= found.line < first + len(source), found
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """Run all named tests once; gives the lines that each of them executed."""
-    data = tmp_path_factory.mktemp("equations") / "coverage"
-    tests = sorted({test for entry in TABLE.values() for test in entry["tests"]})
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    command += ["--cov=minq", "--cov-context=test", "--cov-report="]
-    result = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "COVERAGE_FILE": str(data)},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
-    coverage = CoverageData(str(data))
-    coverage.read()
-    lines = {}
-    for file in coverage.measured_files():
-        name = Path(file).resolve().relative_to(ROOT).as_posix()
-        for line, contexts in coverage.contexts_by_lineno(file).items():
-            for context in contexts:
-                test = context.split("|")[0]
-                for key in (test, test.split("[")[0]):
-                    lines.setdefault(key, set()).add((name, line))
-    return lines
+def test_the_named_tests_exist():
+    """Whether they execute the lines of their equations is judged where they run."""
+    for test in named():
+        path, function = test.split("[")[0].split("::")
+        assert f"def {function}(" in (ROOT / path).read_text("utf-8"), test
 
 
-def test_the_named_tests_pass_and_execute_every_line_of_their_equation(executed):
-    wrong = []  # one test, not 43: two test processes would each run all that is named
-    for number in ALL:
-        code, tests = CODE.get(number, []), TABLE[number]["tests"]
-        seen = set().union(*(executed.get(test, set()) for test in tests))
-        used = {(found.path, k) for found in code for k in range(found.first, found.last + 1)}
-        for found in code:
-            if not any((found.path, k) in seen for k in range(found.first, found.last + 1)):
-                wrong.append(f"({number}): no test it names executes {found.path}:{found.line}")
-        for test in tests:
-            if not executed.get(test):
-                wrong.append(f"({number}): {test} executes nothing of minq")
-            elif code and not executed[test] & used:
-                wrong.append(f"({number}): {test} has nothing to do with it")
-    assert not wrong, "\n".join(wrong)
+def test_watched_code_is_seen():
+    tests = table()[7]["tests"]
+    (rounding,) = (line for line in code()[7] if line.name == "minq.affine._simulate")
+    with watched(set(tests)) as seen:
+        fake_quantize([0.3], 0.5)
+    assert (rounding.path, rounding.first) in places(seen)
+    with watched(set(tests)) as seen:
+        sorted("nothing of minq")
+    assert not seen
+
+
+def test_what_is_not_true_is_told():
+    true = {test: {("minq/affine.py", 0)} for test in named()}
+    for number, lines in code().items():
+        for test in table()[number]["tests"]:
+            true[test] |= {(line.path, line.last) for line in lines}
+    assert complaints(true) == []
+    test = table()[13]["tests"][0]
+    assert f"(13): {test} executes nothing of minq" in complaints(true | {test: ()})
+    elsewhere = true | {test: {("minq/affine.py", 0)}}
+    assert f"(13): {test} has nothing to do with it" in complaints(elsewhere)
+    for lines in code().values():
+        for line in lines:
+            without = {test: seen - {(line.path, line.last)} for test, seen in true.items()}
+            told = f"no test it names executes {line.path}:{line.line}"
+            assert any(told in words for words in complaints(without))

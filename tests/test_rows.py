@@ -26,6 +26,9 @@ QUICK = {"weight_range": "min_max", "activation_range": "min_max", "rounding": "
 IN_FLOAT = {name: [] for name in ROWS}
 """Operators without an integer form: in no row."""
 
+SLOW = ("inception_v3", "efficientdet_d1", "bert_base")
+"""Half of the time of all rows; what 4 bits do, the other five show."""
+
 LOUDER = {"inception_v3": (5, -5), "efficientdet_d1": (5, -5)}
 """SQNR in dB that random weights must keep with W8A8 and W4A8, where it is not 14 and 3: these
 networks make noise louder. efficientdet_d1 turns 80 dB at its input into 65 at its answers, so that
@@ -52,7 +55,8 @@ def test_every_row_is_quantized_and_none_of_its_operators_is_unknown(name):
     gm, x = row(name)
     exact = answers(gm, x)
     assert exact.isfinite().all() and exact.std() > 1e-3
-    for bits, least in zip((8, 4), LOUDER.get(name, (14, 3)), strict=True):
+    widths = (8,) if name in SLOW else (8, 4)
+    for bits, least in zip(widths, LOUDER.get(name, (14, 3)), strict=False):
         assert sqnr(exact, answers(quantized(name, bits), x)) > least
 
 
@@ -61,7 +65,7 @@ def test_every_row_computes_in_integers_alone(name):
     _, x = row(name)
     net = minq.to_integer(quantized(name, 8), multipliers="float")
     assert list(net.islands) == IN_FLOAT[name]
-    if name != "bert_base":  # 12 seconds, and nothing that the tests of its operators do not show
+    if name != "bert_base":  # nothing that the tests of its operators do not show
         compared, differ = compare(net, quantized(name, 8), x)
         assert compared > 10**5 and differ == 0
 

@@ -18,7 +18,6 @@ def table():
 @pytest.mark.parametrize(
     "network, way",
     [
-        ("minilm", "naive"),
         ("minilm", "2 groups, per channel, smoothing"),
         ("text_encoder", "that one as integers"),
         ("text_encoder", "sums, all channels"),

@@ -1,4 +1,6 @@
-"""python -m minq.tables --model ...: all eight rows, from files on disk to the printed table."""
+"""python -m minq.tables --model ...: a row of each task, from files on disk to the printed table.
+
+What depends on the network alone, test_rows.py tests for all eight rows."""
 
 import dataclasses
 import json
@@ -16,7 +18,7 @@ from torch import nn
 from minq.qat import run as qat_run
 from minq.tables import metrics, real
 from minq.tables.paper import paper_tables
-from minq.tables.rows import ROWS
+from minq.tables.rows import ROWS, Row
 
 for name in ("timm", "effdet", "transformers", "torchmetrics", "pycocotools"):
     pytest.importorskip(name, reason="these rows need requirements-models.txt")
@@ -56,7 +58,43 @@ def command(folders, tmp_path):
     return call
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.fixture
+def small_bert(monkeypatch):
+    """In place of BERT-base: the same class, with one thin layer."""
+    import transformers
+
+    whole = ROWS["bert_base"].make
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small |= {"intermediate_size": 24}
+
+    def make(source, classes, size=16):
+        if source:
+            return whole(source, classes, size)
+        config = transformers.BertConfig(num_labels=classes, **small)
+        return transformers.BertForSequenceClassification(config)
+
+    monkeypatch.setitem(ROWS, "bert_base", dataclasses.replace(ROWS["bert_base"], make=make))
+    return make
+
+
+@pytest.fixture
+def small_efficientdet(monkeypatch):
+    """In place of EfficientDet-D1: the same class, with fewer layers."""
+    import effdet
+
+    whole = effdet.get_efficientdet_config
+    small = {"backbone_name": "tf_efficientnet_b0", "fpn_cell_repeats": 1, "box_class_repeats": 1}
+
+    def config(name):
+        found = whole(name)
+        found.update(small)
+        return found
+
+    monkeypatch.setattr(effdet.factory, "get_efficientdet_config", config)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "deeplab_v3", "efficientdet_d1", "bert_base"])
+@pytest.mark.usefixtures("small_bert", "small_efficientdet")
 def test_a_row_from_its_files_to_its_table(name, command, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(real.TABLES, "ptq", ("W8A8",))
     monkeypatch.setitem(real.TABLES, "qat", ("W4A8",))
@@ -113,6 +151,7 @@ def test_a_trained_network_in_a_file_is_what_is_measured(command, tmp_path, fold
     assert result["table"][0]["ours"] == pytest.approx(100 / 3, abs=0.01)
 
 
+@pytest.mark.usefixtures("thin")
 def test_training_learns_what_the_data_say(command, tmp_path):
     """Each class has its colour; a random network does not know them, a trained one does."""
     folder = tiny_data.imagenet(tmp_path / "colours")
@@ -121,7 +160,7 @@ def test_training_learns_what_the_data_say(command, tmp_path):
         shade = tuple(255 * (c == colours[path.parent.name]) for c in "rgb")
         Image.new("RGB", (48, 40), shade).save(path)
     cells = ("--columns", "fp32", "qat", "--bits", "W8A8", "--granularity", "channel")
-    how = ("--data", folder, "--steps", 30, "--batch", 6, "--rate", 3e-5)
+    how = ("--data", folder, "--steps", 30, "--batch", 6, "--rate", 1e-2)
     before, after = (entry["ours"] for entry in command("resnet18", *cells, *how)["table"])
     assert before < 50 and after == 100
 
@@ -133,18 +172,21 @@ class Stopped(Exception):
     pass
 
 
+def three_layers(pretrained, classes, size):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes),
+    )  # fmt: skip
+
+
+THIN = dataclasses.replace(ROWS["resnet18"], make=three_layers)
+"""In place of ResNet18, where it is not the network that is tested."""
+
+
 @pytest.fixture
 def thin(monkeypatch):
-    """In place of ResNet18: a network of three layers. Where runs stop and go on is the same."""
-
-    def make(pretrained, classes, size):
-        return nn.Sequential(
-            nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-            nn.Conv2d(8, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes),
-        )  # fmt: skip
-
-    monkeypatch.setitem(ROWS, "resnet18", dataclasses.replace(ROWS["resnet18"], make=make))
+    monkeypatch.setitem(ROWS, "resnet18", THIN)
 
 
 def interrupt(monkeypatch, owner, name, calls):
@@ -233,34 +275,12 @@ def test_a_stopped_rounding_goes_on_with_the_next_layer(command, tmp_path, monke
 
 
 @pytest.fixture
-def small_bert(monkeypatch):
-    """In place of BERT-base: the same class, with two thin layers."""
-    import transformers
-
-    config = transformers.BertConfig
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    small |= {"intermediate_size": 24, "vocab_size": 40}
-    monkeypatch.setattr(transformers, "BertConfig", lambda **rest: config(**small, **rest))
-    example = ROWS["bert_base"].example
-
-    def words(*args, **settings):
-        found = example(*args, **settings)
-        return found | {"input_ids": found["input_ids"] % 40}
-
-    return lambda classes: transformers.BertForSequenceClassification(
-        transformers.BertConfig(num_labels=classes)
-    ), words
-
-
-@pytest.fixture
-def glue(tmp_path, small_bert, monkeypatch):
+def glue(tmp_path, small_bert):
     """The command on all tasks, and trained networks for them."""
-    build, words = small_bert
-    monkeypatch.setattr(type(ROWS["bert_base"]), "example", lambda row, *a, **s: words(*a, **s))
     folder, networks = tiny_data.glue(tmp_path / "glue"), tmp_path / "networks"
     for task, spec in real.GLUE.items():
         classes = len(spec.classes) if isinstance(spec.classes, tuple) else spec.classes
-        build(classes).save_pretrained(networks / task)
+        small_bert(None, classes).save_pretrained(networks / task)
 
     def call(*rest, weights=networks):
         return real.main(
@@ -298,15 +318,14 @@ def test_a_network_of_one_task_is_not_taken_for_all(glue, tmp_path):
 
 def test_without_trained_networks_each_task_is_learned_first(glue, tmp_path, monkeypatch):
     """The library's own weights are here those of another folder."""
-    row = type(ROWS["bert_base"])
-    build, asked = row.build, []
+    build, asked = Row.build, []
 
     def given(self, weights=None, **settings):
         asked.append(weights)
         task = tmp_path / "networks" / "rte"
         return build(self, task if weights == "pretrained" else weights, **settings)
 
-    monkeypatch.setattr(row, "build", given)
+    monkeypatch.setattr(Row, "build", given)
     monkeypatch.setattr(real, "FINE_TUNING", {"epochs": 30, "rate": 1e-2})
     first = glue("--columns", "fp32", "--tasks", "rte", weights="pretrained")
     folder = tmp_path / "bert" / "rte"
@@ -318,7 +337,7 @@ def test_without_trained_networks_each_task_is_learned_first(glue, tmp_path, mon
     (tmp_path / "bert.json").unlink()
     own = glue("--columns", "fp32", "--tasks", "rte", weights=tmp_path / "bert")
     assert own["records"][0]["value"] == first["records"][0]["value"]
-    rows = row.build(ROWS["bert_base"], folder, classes=2).state_dict()
+    rows = build(ROWS["bert_base"], folder, classes=2).state_dict()
     before = build(ROWS["bert_base"], tmp_path / "networks" / "rte", classes=2).state_dict()
     changed = [k for k, v in rows.items() if not torch.equal(v, before[k])]
     assert len(changed) > 0.8 * len(rows)
@@ -358,12 +377,13 @@ def shell(*arguments):
     )  # fmt: skip
 
 
-def test_the_command_line_says_what_is_wrong_in_one_line_of_error(tmp_path):
+def test_the_command_line_says_what_is_wrong_in_one_line_of_error(tmp_path, capsys):
     done = shell("minq.tables", "--model", "resnet18", "--data", tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "DIR/val/n01440764/*.JPEG" in done.stderr
-    done = shell("minq.tables", "--model", "resnet18", "--data", tmp_path, "--batch", "0")
-    assert done.returncode == 2 and "--batch must be at least 1" in done.stderr
+    with pytest.raises(SystemExit) as stopped:
+        real.main(["--model", "resnet18", "--data", str(tmp_path), "--batch", "0"])
+    assert stopped.value.code == 2 and "--batch must be at least 1" in capsys.readouterr().err
 
 
 # --- Several processes ----------------------------------------------------------------------------
@@ -403,7 +423,8 @@ def judged(folder, rank=0, world=1):
     return found
 
 
-def test_two_processes_share_a_row_and_agree_with_one(tmp_path, folders, command):
+@pytest.mark.usefixtures("thin")
+def test_two_processes_share_a_row_and_agree_with_one(tmp_path, folders):
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("this torch has no gloo")
     boxes = tiny_data.coco(tmp_path / "coco")
@@ -434,6 +455,7 @@ def test_two_processes_share_a_row_and_agree_with_one(tmp_path, folders, command
 
 if __name__ == "__main__":
     _, folder, *line = sys.argv
+    ROWS["resnet18"] = THIN
     with real.processes("cpu"):
         mine, world = qat_run.rank(), qat_run.world_size()
         result = judged(Path(folder), mine, world)

@@ -1,8 +1,8 @@
 """The equation index: what the code, the chapters and one table say about each equation, together.
 
 Nothing is written twice. Lines of `minq` say `# eq. (7)`, chapters number their formulas, and
-`tests/equations.yaml` names the tests; `tests/test_equations.py` runs them and proves that they
-execute these lines. A page gets its part of the index by `{equation-index} 1 13`.
+`tests/equations.yaml` names the tests; `tests/equation_lines.py` watches them while they run, and
+proves that they execute these lines. A page gets its part of the index by `{equation-index} 1 13`.
 """
 
 from __future__ import annotations

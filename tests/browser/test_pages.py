@@ -98,11 +98,11 @@ def photograph(page, name):
         page.screenshot(path=Path(folder, f"{name}.png"), full_page=True)
 
 
-def test_page_loads_quietly_and_can_be_read_by_all(open_page, toc_page):
+def test_page_is_soon_there_and_quiet_and_can_be_read_by_all(open_page, toc_page, measure):
     book_page = open_page(toc_page, formulas=True)
-    book_page.widgets()
     page = book_page.page
     assert page.locator(".bd-article h1").first.is_visible()
+    is_soon_there(book_page, lambda **found: measure(f"ready-{toc_page}", **found))
     wrong = page.locator("mjx-merror, mjx-container [style*='color: red']").all()
     assert not wrong, f"formulas that MathJax cannot read: {[e.inner_text() for e in wrong]}"
     assert page.evaluate(SILENT) == []
@@ -113,6 +113,28 @@ def test_page_loads_quietly_and_can_be_read_by_all(open_page, toc_page):
         page.emulate_media(color_scheme=theme)
         page.wait_for_function(f"document.documentElement.dataset.theme === '{theme}'")
         assert not low_contrast(page), theme
+
+
+def is_soon_there(book_page, measure):
+    """Figures in sight after the page; the others in a window so tall that all start at once."""
+    page, usual = book_page.page, book_page.page.viewport_size
+    first, start = page.evaluate("[readyTimes[0], performance.now()]")
+    page.set_viewport_size({"width": usual["width"], "height": 20_000})
+    if widgets := book_page.widgets():
+        ready = page.evaluate("Math.max(...readyTimes)")
+        weight = page.evaluate(
+            "performance.getEntries().reduce((sum, e) => sum + (e.decodedBodySize ?? 0), 0)"
+        )
+        seconds = {"first_s": first / 1e3} if first else {}  # if one is in sight
+        seconds["others_s"] = max(ready - start, 0) / 1e3
+        measure(widgets=len(widgets), **seconds, page_mb=weight / 1e6)
+        assert ready < 15_000
+        scripts = page.evaluate(
+            "performance.getEntriesByType('resource').filter(e => /\\.js(\\?|$)/.test(e.name))"
+            ".map(e => e.decodedBodySize)"
+        )
+        assert scripts and 0 < sum(scripts) < 1e6, "a page loads less than 1 MB of scripts"
+    page.set_viewport_size(usual)
 
 
 def test_page_on_a_phone(open_page, toc_page):
@@ -198,28 +220,6 @@ def test_sections_out_of_sight_wait_for_the_figures_in_sight(open_page):
     assert not page.evaluate("window.waited")
     book_page.goto("ch04_symmetric_granularity.html#exercises")
     assert not page.evaluate("window.waited")
-
-
-def test_widgets_are_ready_soon(open_page, toc_page, measure):
-    """Those in sight after the page; the others in a window so tall that all start at once."""
-    page = open_page(toc_page, formulas=True)
-    first, start = page.page.evaluate("[readyTimes[0], performance.now()]")
-    page.page.set_viewport_size({"width": 1280, "height": 20_000})
-    widgets = page.widgets()
-    if widgets:
-        ready = page.page.evaluate("Math.max(...readyTimes)")
-        weight = page.page.evaluate(
-            "performance.getEntries().reduce((sum, e) => sum + (e.decodedBodySize ?? 0), 0)"
-        )
-        seconds = {"first_s": first / 1e3} if first else {}  # if one is in sight
-        seconds["others_s"] = max(ready - start, 0) / 1e3
-        measure(f"ready-{toc_page}", widgets=len(widgets), **seconds, page_mb=weight / 1e6)
-        assert ready < 15_000
-        scripts = page.page.evaluate(
-            "performance.getEntriesByType('resource').filter(e => /\\.js(\\?|$)/.test(e.name))"
-            ".map(e => e.decodedBodySize)"
-        )
-        assert scripts and 0 < sum(scripts) < 1e6, "a page loads less than 1 MB of scripts"
 
 
 def test_icons_in_use_are_in_the_trimmed_fonts(book):
