@@ -21,6 +21,9 @@ CHROME  = $(PY) tests/browser/chrome.py
 
 # Test processes run side by side, so each computes with one thread.
 export OMP_NUM_THREADS = 1
+# Memory that a tensor leaves is kept for the next one, not given back to the system each time.
+export MALLOC_TRIM_THRESHOLD_ = 1000000000
+export MALLOC_MMAP_THRESHOLD_ = 1000000000
 # Packages come without bytecode, and what is imported first writes it. Where that is forbidden, as in
 # many containers, each of a hundred processes would compile torch again: 15 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -65,7 +68,7 @@ lint: $(READY)
 	$(PY) -m codespell_lib README.md CONTRIBUTING.md book minq tests .ci Makefile
 
 unit: $(READY)
-	$(PY) -m slipcover --source minq --skip-covered -m pytest tests minq README.md --doctest-modules \
+	$(PY) -m slipcover --source minq --skip-covered -m pytest tests minq README.md -p no:nbval --doctest-modules \
 		--doctest-glob=README.md --ignore=tests/browser --ignore=tests/bench -n $(JOBS) --dist worksteal
 
 bench: $(READY)
@@ -76,7 +79,7 @@ notebooks: $(READY)
 
 browser: $(READY) chromium
 	rm -rf _build/measures
-	$(PYTEST) tests/browser -n $(JOBS) --dist worksteal
+	$(PYTEST) tests/browser -p no:nbval -n $(JOBS) --dist worksteal
 
 # Where no browser is found: Debian's, if this is Debian and we may; else the tests say what to install.
 chromium: $(READY)

@@ -61,7 +61,7 @@ def watched(names: set[str]):
     wanted = statements(names)
     left: dict[CodeType, list[range] | None] = {}  # what was not seen yet
 
-    def inside(frame, event, _):
+    def inside(frame, *_):
         spans = left[frame.f_code]
         for span in spans:
             if frame.f_lineno in span:
@@ -72,7 +72,7 @@ def watched(names: set[str]):
         frame.f_trace_lines = bool(spans)
         return inside
 
-    def enter(frame, event, _):
+    def enter(frame, *_):
         running = frame.f_code
         if running not in left:
             spans = statements_of(running)

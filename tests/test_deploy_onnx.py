@@ -142,7 +142,8 @@ def test_small_networks_run_on_integer_kernels_alone(number, name, tmp_path):
 
 
 def _weights(q):
-    return [n.args[0].target for n in q.graph.nodes if n.target in weight_quantizers(q)]
+    rounding = weight_quantizers(q)
+    return [n.args[0].target for n in q.graph.nodes if n.target in rounding]
 
 
 SETTINGS = {

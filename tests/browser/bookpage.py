@@ -47,11 +47,29 @@ MOVE = """async (input, value) => {
 }"""
 
 # The page looks and works as it will. A page may only lead to another; a deck has its own script.
-SETTLED = """() => window.minqSettled ? window.minqSettled.then(() => true)
-    : !document.querySelector('meta[http-equiv=Refresh]')"""
+SETTLED = """async () => {
+    if (!window.minqSettled && document.querySelector('meta[http-equiv=Refresh]')) return false;
+    await window.minqSettled;
+    if (window.MathJax && !window.MathJax.startup?.promise) return false;
+    await window.MathJax?.startup?.promise;
+    return true;
+}"""
 
 # Open a figure that waits for an answer.
 SKIP = "root => root.querySelector('.mq-question.mq-shut .mq-ask [type=button]')?.click()"
+
+# Scroll to each figure and wait until it is drawn; gives what those say that cannot be.
+DRAWN = f"""async skip => {{
+    const broken = [], late = performance.now() + 30_000;
+    for (const host of document.querySelectorAll('.ws-root')) {{
+        host.scrollIntoViewIfNeeded();
+        while (host.dataset.state === 'waiting' && performance.now() < late)
+            await new Promise(done => setTimeout(done, 5));
+        if (host.dataset.state !== 'ready') broken.push(host.innerText || host.dataset.state);
+        else if (skip) ({SKIP})(host);
+    }}
+    return broken;
+}}"""
 
 
 def toc_pages() -> list[str]:
@@ -178,22 +196,13 @@ class BookPage:
         path = name if ".html" in name else f"{name}.html"
         self.page.goto(self.base + path, wait_until="load")
         self.page.wait_for_function(SETTLED)
-        self.page.wait_for_function("!window.MathJax || window.MathJax.startup?.promise")
-        self.page.evaluate("() => window.MathJax?.startup?.promise.then(() => 0)")
         return self
 
     def widgets(self, skip: bool = True) -> list[Widget]:
         """All widgets, each scrolled to and waited for until it is drawn; questions are skipped."""
-        hosts = self.page.locator(".ws-root").all()
-        for host in hosts:
-            host.scroll_into_view_if_needed()
-            handle = host.element_handle()
-            self.page.wait_for_function("host => host.dataset.state != 'waiting'", arg=handle)
-            state = host.get_attribute("data-state")
-            assert state == "ready", f"a widget says: {host.inner_text()}; {self.problems}"
-            if skip:
-                host.evaluate(SKIP)
-        return [Widget(host) for host in hosts]
+        broken = self.page.evaluate(DRAWN, skip)
+        assert not broken, f"figures that are not drawn: {broken}; {self.problems}"
+        return [Widget(host) for host in self.page.locator(".ws-root").all()]
 
     def widget(self, selector: str, skip: bool = True) -> Widget:
         """The first widget that holds an element matching the selector."""
