@@ -27,6 +27,15 @@ from minq.quantizer import Quantizer
 from minq.simulate import activation_quantizers, quantizers, weight_quantizers
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_table_of_translations():
+    """torch makes it anew for every file: a second each time."""
+    tables = torch.onnx._internal.exporter._registration.ONNXRegistry
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "from_torchlib", staticmethod(cache(tables.from_torchlib)))
+        yield
+
+
 class Forced(fx.Interpreter):
     """The simulation in double precision, with the engine's integers at every quantizer.
 

@@ -16,8 +16,6 @@ import sys
 from pathlib import Path
 
 import yaml
-from jupyter_cache import get_cache
-from jupyter_cache.executors import load_executor
 
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
@@ -41,6 +39,8 @@ def is_stale() -> bool:
 
 def open_cache():
     """The notebooks as they ran with the code and the results as they are now."""
+    from jupyter_cache import get_cache  # seconds, which a book that stands need not wait for
+
     made = CACHE / "__version__.txt"  # written once, with the cache
     if made.exists() and made.stat().st_mtime < changed("minq", "book/results"):
         shutil.rmtree(CACHE)
@@ -53,6 +53,8 @@ def run_notebooks() -> None:
     What ran already, here or in a test, is kept. A notebook that fails runs once more while its
     page is made, and is reported there.
     """
+    from jupyter_cache.executors import load_executor
+
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # with two each they take three times as long
     cache = open_cache()
     for path in sorted((ROOT / "book").glob("*.ipynb")):

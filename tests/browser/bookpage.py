@@ -78,6 +78,11 @@ def toc_pages() -> list[str]:
     return [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
 
 
+def ask(element: Locator, javascript: str, argument=None):
+    """`(element, argument) => ...` in the page: one message, where Locator.evaluate sends three."""
+    return element.evaluate_all(f"(all, argument) => ({javascript})(all[0], argument)", argument)
+
+
 @dataclass
 class Slider:
     """A range input inside a widget."""
@@ -90,24 +95,25 @@ class Slider:
 
     @property
     def limits(self) -> tuple[float, float]:
-        return tuple(self.locator.evaluate("i => [+i.min || 0, i.max === '' ? 100 : +i.max]"))
+        return tuple(ask(self.locator, "i => [+i.min || 0, i.max === '' ? 100 : +i.max]"))
 
     @property
     def label(self) -> str:
         """Its accessible name."""
-        return self.locator.evaluate(
+        return ask(
+            self.locator,
             "i => i.getAttribute('aria-label') || [...i.labels].map(l => l.innerText).join(' ') "
-            "|| document.getElementById(i.getAttribute('aria-labelledby'))?.innerText || ''"
+            "|| document.getElementById(i.getAttribute('aria-labelledby'))?.innerText || ''",
         )
 
     @property
     def spoken(self) -> str:
         """What a screen reader says of its value."""
-        return self.locator.evaluate("i => i.getAttribute('aria-valuetext') || i.value")
+        return ask(self.locator, "i => i.getAttribute('aria-valuetext') || i.value")
 
     def set(self, value: float) -> dict[str, float]:
         """Move it to `value`; the answer holds handler_ms and frame_ms, the time it took."""
-        return self.locator.evaluate(MOVE, str(value))
+        return ask(self.locator, MOVE, str(value))
 
     def press(self, *keys: str) -> None:
         for key in keys:
@@ -144,7 +150,7 @@ class Widget:
 
     def snapshot(self) -> str:
         """A digest of words, vector pictures and canvas pixels: equal if nothing changed."""
-        return hashlib.sha256(self.root.evaluate(SNAPSHOT).encode()).hexdigest()
+        return hashlib.sha256(ask(self.root, SNAPSHOT).encode()).hexdigest()
 
     def sliders(self) -> list[Slider]:
         """The sliders a reader could move: visible and enabled."""
@@ -166,11 +172,11 @@ class Widget:
 
     def broken_text(self) -> list[str]:
         """NaN, undefined and the like, in words or in drawing attributes."""
-        return self.root.evaluate(f"root => ({SUSPECTS})([root, {BROKEN!r}])")
+        return ask(self.root, f"root => ({SUSPECTS})([root, {BROKEN!r}])")
 
     def evaluate(self, javascript: str, argument=None):
         """Run `(root, argument) => ...` in the page."""
-        return self.root.evaluate(javascript, argument)
+        return ask(self.root, javascript, argument)
 
 
 class BookPage:
