@@ -19,7 +19,6 @@ def table():
     "network, way",
     [
         ("minilm", "2 groups, per channel, smoothing"),
-        ("text_encoder", "that one as integers"),
         ("text_encoder", "sums, all channels"),
     ],
 )
