@@ -29,10 +29,10 @@ IN_FLOAT = {name: [] for name in ROWS}
 SLOW = ("resnet50", "inception_v3", "deeplab_v3", "efficientdet_d1", "bert_base")
 """What 4 bits do, the other three show."""
 
-LOUDER = {"inception_v3": (5, -5), "efficientdet_d1": (5, -5)}
-"""SQNR in dB that random weights must keep with W8A8 and W4A8, where it is not 14 and 3: these
-networks make noise louder. efficientdet_d1 turns 80 dB at its input into 65 at its answers, so that
-the order in which sums are computed, one thread or two, moves W8A8 from 9.8 to 12.9 dB."""
+LOUDER = {"inception_v3": 5, "efficientdet_d1": 5}
+"""SQNR in dB that random weights must keep with W8A8, where it is not 14: these networks make noise
+louder. efficientdet_d1 turns 80 dB at its input into 65 at its answers, so that the order in which
+sums are computed, one thread or two, moves W8A8 from 9.8 to 12.9 dB."""
 
 
 @cache
@@ -55,9 +55,9 @@ def test_every_row_is_quantized_and_none_of_its_operators_is_unknown(name):
     gm, x = row(name)
     exact = answers(gm, x)
     assert exact.isfinite().all() and exact.std() > 1e-3
-    widths = (8,) if name in SLOW else (8, 4)
-    for bits, least in zip(widths, LOUDER.get(name, (14, 3)), strict=False):
-        assert sqnr(exact, answers(quantized(name, bits), x)) > least
+    assert sqnr(exact, answers(quantized(name, 8), x)) > LOUDER.get(name, 14)
+    if name not in SLOW:
+        assert sqnr(exact, answers(quantized(name, 4), x)) > 3
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -102,7 +102,8 @@ def test_page_is_soon_there_and_quiet_and_can_be_read_by_all(open_page, toc_page
     book_page = open_page(toc_page, formulas=True)
     page = book_page.page
     assert page.locator(".bd-article h1").first.is_visible()
-    is_soon_there(book_page, lambda **found: measure(f"ready-{toc_page}", **found))
+    if found := is_soon_there(book_page):
+        measure(f"ready-{toc_page}", **found)
     wrong = page.locator("mjx-merror, mjx-container [style*='color: red']").all()
     assert not wrong, f"formulas that MathJax cannot read: {[e.inner_text() for e in wrong]}"
     assert page.evaluate(SILENT) == []
@@ -115,9 +116,12 @@ def test_page_is_soon_there_and_quiet_and_can_be_read_by_all(open_page, toc_page
         assert not low_contrast(page), theme
 
 
-def is_soon_there(book_page, measure):
-    """Figures in sight after the page; the others in a window so tall that all start at once."""
-    page, usual = book_page.page, book_page.page.viewport_size
+def is_soon_there(book_page):
+    """Figures in sight after the page; the others in a window so tall that all start at once.
+
+    How soon, and how heavy the page is; nothing without figures.
+    """
+    page, usual, found = book_page.page, book_page.page.viewport_size, {}
     first, start = page.evaluate("[readyTimes[0], performance.now()]")
     page.set_viewport_size({"width": usual["width"], "height": 20_000})
     if widgets := book_page.widgets():
@@ -127,7 +131,7 @@ def is_soon_there(book_page, measure):
         )
         seconds = {"first_s": first / 1e3} if first else {}  # if one is in sight
         seconds["others_s"] = max(ready - start, 0) / 1e3
-        measure(widgets=len(widgets), **seconds, page_mb=weight / 1e6)
+        found = {"widgets": len(widgets), **seconds, "page_mb": weight / 1e6}
         assert ready < 15_000
         scripts = page.evaluate(
             "performance.getEntriesByType('resource').filter(e => /\\.js(\\?|$)/.test(e.name))"
@@ -135,6 +139,7 @@ def is_soon_there(book_page, measure):
         )
         assert scripts and 0 < sum(scripts) < 1e6, "a page loads less than 1 MB of scripts"
     page.set_viewport_size(usual)
+    return found
 
 
 def test_page_on_a_phone(open_page, toc_page):
