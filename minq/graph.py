@@ -268,6 +268,29 @@ def _taken(gm: nn.Module, name: str) -> bool:
         return False
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where a network lies: its first parameter or buffer. Without any, the CPU."""
+    first = next(chain(module.parameters(), module.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def beside(module: nn.Module, data: Any) -> Any:
+    """All tensors in ``data``, on the device of the network."""
+    device = device_of(module)
+    quick = device.type == "cuda"  # on the way back, nothing would wait for the copy to be there
+    return tree_map_only(Tensor, lambda t: t.to(device, non_blocking=quick), data)
+
+
+def on_cpu(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy; operators that make tensors make them there too."""
+    gm = copy.deepcopy(gm).cpu()
+    for node in gm.graph.nodes:
+        if node.kwargs.get("device") is not None:
+            node.update_kwarg("device", torch.device("cpu"))
+    gm.recompile()
+    return gm
+
+
 def tidy(gm: fx.GraphModule) -> fx.GraphModule:
     """Drop what nothing uses any more, check the graph and compile it again."""
     gm.graph.eliminate_dead_code()
@@ -309,8 +332,8 @@ def as_arguments(example: Any) -> tuple[tuple, dict]:
 def capture(model: nn.Module, example: Any, *, dynamic_batch: bool = True) -> fx.GraphModule:
     """The model in evaluation mode as a graph of ATen operators; the model itself is left alone.
 
-    example: what the model is called with (see ``as_arguments``); the first dimension of each
-        tensor is the batch, and stays free.
+    example: what the model is called with (see ``as_arguments``), on whatever device; the first
+        dimension of each tensor is the batch, and stays free.
 
     Raises CaptureError where ``torch.export`` cannot follow the model, for example because a branch
     depends on values.
@@ -321,7 +344,7 @@ def capture(model: nn.Module, example: Any, *, dynamic_batch: bool = True) -> fx
         return copy.deepcopy(model)
     args, kwargs = as_arguments(example)
     args, kwargs = without_labels(model, args, kwargs)
-    args, kwargs = tree_map_only(Tensor, _two, (args, kwargs))
+    args, kwargs = tree_map_only(Tensor, _two, beside(model, (args, kwargs)))
     dynamic = None
     try:
         if dynamic_batch:
@@ -403,6 +426,8 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
         elif op(node) in ("dropout", "feature_dropout", "detach_", "lift_fresh_copy", "alias"):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)  # what draws random numbers is never taken for dead code
+        elif op(node) in ("view", "_unsafe_view"):  # it asks for strides that another device lacks
+            node.target = torch.ops.aten.reshape.default
         elif op(node) == "_native_batch_norm_legit_no_training":
             _old_batch_norm(graph, node)
         elif op(node) == "scaled_dot_product_attention":
@@ -490,7 +515,7 @@ def as_batches(data: Any) -> list[Any]:
 
 
 def batches_of(gm: fx.GraphModule, data: Any) -> list[list[Any]]:
-    """Data as a list of batches, each a list with one value for every input of ``gm``.
+    """Data as a list of batches, each a list with one value for every input of ``gm``, beside it.
 
     What comes after the inputs, such as the labels of a data loader, is left out. Raises where a
     batch does not fit what the model was captured with, or is not finite.
@@ -503,7 +528,7 @@ def batches_of(gm: fx.GraphModule, data: Any) -> list[list[Any]]:
         values = tree_leaves((args, named))
         if len(values) < len(inputs):
             raise ValueError(f"a batch has {len(values)} values, the model takes {len(inputs)}")
-        batches.append(values[: len(inputs)])
+        batches.append(beside(gm, values[: len(inputs)]))
         for node, value in zip(inputs, batches[-1], strict=True):
             _check_input(node, value)
     return batches

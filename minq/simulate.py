@@ -252,7 +252,7 @@ def _after(gm, node, quantizer, quantized, name=None) -> None:
     else:
         name = f"{name or place(node)}.quantizer".lstrip(".")
     name = graph.unused(gm, name)
-    quantizer.off()
+    quantizer.off().to(graph.device_of(gm))
     gm.add_submodule(name, quantizer)
     users = list(node.users)
     with gm.graph.inserting_after(node):

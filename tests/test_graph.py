@@ -154,6 +154,25 @@ def test_positional_arguments_labels_and_stars():
     same(minq.capture(model, (u, v))(u[:1], v[:1]), model(u[:1], v[:1]))
 
 
+@pytest.mark.parametrize("name", ["attention", "encoder", "a view overwritten"])
+def test_nothing_in_the_graph_asks_for_the_strides_of_one_device(name):
+    """A view of what another device computes, or another version of torch, may not be possible."""
+    kinds = {graph.op(node) for node in captured(name)[1].graph.nodes}
+    assert "reshape" in kinds and not kinds & {"view", "_unsafe_view"}
+
+
+def test_a_copy_on_the_cpu_makes_its_tensors_there():
+    gm = minq.capture(Lambda(lambda m, x: x + torch.arange(3, device=x.device)), noise(2, 3))
+    elsewhere = copy.deepcopy(gm)
+    for node in elsewhere.graph.nodes:
+        if node.kwargs.get("device"):
+            node.update_kwarg("device", torch.device("meta"))
+    elsewhere.recompile()
+    x = noise(3, 3, seed=2)
+    assert torch.equal(graph.on_cpu(elsewhere)(x), gm(x))
+    assert "meta" in elsewhere.code and "meta" not in graph.on_cpu(elsewhere).code
+
+
 def test_the_model_stays_as_it_was():
     model = nn.Sequential(Residual(), nn.Dropout(0.3), Residual())
     model[0].eval()

@@ -51,6 +51,12 @@ def test_every_weight_and_every_operand_is_on_a_grid(name):
                 assert is_quantizer(x), (node, x)
 
 
+def test_quantizers_lie_where_the_network_does():
+    gm = captured("mobile")[1].to("meta")
+    for q in quantizers(minq.insert_quantizers(gm, per_channel=True)).values():
+        assert {v.device.type for v in (*q.parameters(), *q.buffers())} == {"meta"}
+
+
 def test_nothing_between_convolution_norm_and_activation():
     gm = quantized(mobile(), noise(2, 3, 8, 8))
     # Pooling and flattening: the pool computes a mean, flattening moves values.

@@ -167,7 +167,8 @@ class Compiler:
                 f"a network with quantizers is needed, not {type(q).__name__}; "
                 "make one with minq.ptq or minq.qat"
             )
-        self.q, self.arithmetic, self.wraps = q, arithmetic, wraps
+        self.q = q = graph.on_cpu(q)
+        self.arithmetic, self.wraps = arithmetic, wraps
         self.dtype = next((p.dtype for p in q.parameters() if p.is_floating_point()), torch.float32)
         self.layers: dict[str, nn.Module] = {}
         self.places: dict[str, str] = {}  # quantizer -> new node

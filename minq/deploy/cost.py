@@ -237,7 +237,7 @@ def shapes_of(gm: fx.GraphModule, example: Any = None) -> dict[fx.Node, torch.Si
     """
     inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
     if example is None:
-        values = [_one_sample(node) for node in inputs]
+        values = graph.beside(gm, [_one_sample(node) for node in inputs])
     else:
         (values,) = graph.batches_of(gm, [example])
     found: dict[fx.Node, torch.Size] = {}

@@ -9,7 +9,6 @@ simulation(q)             figure 5b in double precision: what the integers must 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +35,7 @@ def to_integer(
     accumulator_bits: int = 32,
     overflow: str = "error",
 ) -> IntegerNetwork:
-    """The quantized network ``q``, computed with integers only; ``q`` is left alone.
+    """The quantized network ``q``, computed with integers only, on the CPU; ``q`` is left alone.
 
     q: what ``minq.ptq`` or ``minq.qat`` returns.
     multipliers: "fixed", integers of ``multiplier_bits`` bits (2 to 31) and a shift; or "float", in
@@ -86,7 +85,7 @@ def simulation(q: fx.GraphModule) -> fx.GraphModule:
     moves a value that lies next to a tie by one step.
     """
     compiler = Compiler(q, kernels.Arithmetic(exact=True), wraps=True)
-    gm = copy.deepcopy(q).double()
+    gm = compiler.q.double()
     for name, values in compiler.constants.items():
         graph.put(gm, name, values)
     for node in list(gm.graph.nodes):
@@ -116,6 +115,7 @@ class IntegerNetwork(nn.Module):
         def single(t: Tensor) -> Tensor:
             return t.to(self._dtype) if t.is_floating_point() else t
 
+        args, kwargs = graph.beside(self, (args, kwargs))
         return tree_map_only(Tensor, single, self.program(*args, **kwargs))
 
     def trace(self, data: Any) -> dict[str, Tensor]:

@@ -271,7 +271,7 @@ def _captured(q: Any, example: Any) -> fx.GraphModule:
     for parameter in (*q.parameters(), *q.buffers()):
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise ValueError(f"the network has {parameter.dtype} values; call q.float() first")
-    return copy.deepcopy(q).cpu()
+    return graph.on_cpu(q)
 
 
 def _check(name: str, quantizer: Quantizer) -> None:

@@ -238,6 +238,7 @@ def reestimate(gm: nn.Module, batches: Iterable[Any]) -> nn.Module:
         m.train()
     for batch in chain([first], batches):
         args, kwargs = graph.without_labels(gm, *graph.as_arguments(batch))
+        args, kwargs = graph.beside(gm, (args, kwargs))
         gm(*args, **kwargs)
     for m, momentum in zip(modules, momenta, strict=True):
         m.momentum = momentum

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from minq import graph
 from minq._checks import check_count
 from minq._work import Bar
 from minq.ptq.pipeline import ptq
@@ -219,9 +220,7 @@ def split_batch(gm: fx.GraphModule, batch: Any) -> tuple[tuple, Any]:
             "a batch must be (inputs ..., target), or a dict with the target under "
             f'"labels", not {type(batch).__name__}'
         )
-    device = next(gm.parameters()).device
-    move = torch.utils._pytree.tree_map_only
-    return move(Tensor, lambda t: t.to(device, non_blocking=True), (tuple(inputs), target))
+    return graph.beside(gm, (inputs, target))
 
 
 def _length(loader: Any) -> int:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
+from minq import graph
 from minq._checks import check_count
 from minq.zoo import metrics, models
 from minq.zoo.data import scenes
@@ -141,14 +143,17 @@ def evaluate(
 ) -> float:
     """``METRICS[name]`` in percent, of any model with that network's inputs and outputs.
 
-    data: inputs and answers; the default is ``test_set(name)``. The model is used as it is: put it
-    into eval mode first.
+    data: inputs and answers; the default is ``test_set(name)``. The model is used as it is, and on
+    its device: put it into eval mode first.
     """
     check_name(name)
     inputs, answers = test_set(name) if data is None else data
     if len(inputs) != len(answers) or not len(inputs):
         raise ValueError(f"{len(inputs)} inputs and {len(answers)} answers; one answer for each")
-    outputs = [model(x) for x in inputs.split(check_count(batch, "batch"))]
+    batches = inputs.split(check_count(batch, "batch"))
+    if isinstance(model, nn.Module):
+        batches = graph.beside(model, batches)
+    outputs = [tree_map_only(Tensor, Tensor.cpu, model(x)) for x in batches]
     if name == "segmenter":
         count = outputs[0].shape[1]
         pairs = zip(outputs, answers.split(batch), strict=True)
