@@ -281,7 +281,8 @@ def test_all_forms_of_data_give_the_same():
     model, x = toy(), data(24)
     labels = torch.arange(24)
     settings = dict(weights=4, sweeps=2, rows=64)
-    expected = ptq(model, [x[:8], x[8:16], x[16:]], **settings)
+    gm = graph_of_toy()
+    expected = ptq(gm, [x[:8], x[8:16], x[16:]], **settings)
     loader = DataLoader(TensorDataset(x, labels), batch_size=8)
     forms = {
         "loader": loader, "generator": (b for b in x.split(8)), "tuple": x.split(8),
@@ -289,11 +290,11 @@ def test_all_forms_of_data_give_the_same():
         "by name": [{"input": b, "label": labels} for b in x.split(8)],
     }  # fmt: skip
     for name, form in forms.items():
-        gm = ptq(model, form, **settings)
+        q = ptq(model if name in ("with labels", "by name") else gm, form, **settings)
         call = dict(input=x) if name == "by name" else None
         with torch.no_grad():
-            assert torch.equal(gm(**call) if call else gm(x), expected(x)), name
-    whole = ptq(model, x, **settings)
+            assert torch.equal(q(**call) if call else q(x), expected(x)), name
+    whole = ptq(gm, x, **settings)
     assert quality(model, whole, x) > 10
 
 
