@@ -28,8 +28,8 @@ export MALLOC_MMAP_THRESHOLD_ = 1000000000
 # many containers, each of a hundred processes would compile torch again: 15 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.NOTPARALLEL:
-.PHONY: book serve live student slides pdf outputs tables test lint unit bench notebooks browser chromium clean
+.PHONY: book serve live student slides pdf outputs tables bench chromium clean
+.PHONY: test notebooks-lint unit-book lint unit notebooks browser
 
 book: $(READY)
 	$(PY) book/_tools/build.py
@@ -55,10 +55,14 @@ outputs: $(READY)
 tables: $(READY)
 	$(PY) -m minq.tables
 
-# The quick ones first; the browser last, on the book just built. One that fails does not hide the next.
+# The browser last, on the book just built. One that fails does not hide the next.
 test:
-	$(MAKE) --no-print-directory --keep-going lint unit notebooks book browser
+	$(MAKE) --no-print-directory --keep-going notebooks-lint unit-book browser
 	@echo "All tests passed."
+
+# What one process does by itself runs beside what has one for each core.
+notebooks-lint unit-book:
+	$(MAKE) --no-print-directory --keep-going --jobs=2 $(subst -, ,$@)
 
 # Style, types, code that nothing uses, misspelt words.
 lint: $(READY)

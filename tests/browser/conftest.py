@@ -124,10 +124,11 @@ def open_page(browser, book):
     assert not problems, "\n".join(problems)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def js(browser):
     """js(source, expression, argument): import an ES module's source, and call the expression,
-    `(module, argument) => ...`, in the browser. For comparing JavaScript with Python."""
+    `(module, argument) => ...`, in the browser. For comparing JavaScript with Python. Each call
+    has a module of its own."""
     context = browser.new_context()
     page = context.new_page()
 
