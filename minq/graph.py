@@ -342,9 +342,7 @@ def capture(model: nn.Module, example: Any, *, dynamic_batch: bool = True) -> fx
         raise TypeError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
     if isinstance(model, fx.GraphModule) and model.meta.get("minq"):
         return copy.deepcopy(model)
-    args, kwargs = as_arguments(example)
-    args, kwargs = without_labels(model, args, kwargs)
-    args, kwargs = tree_map_only(Tensor, _two, beside(model, (args, kwargs)))
+    args, kwargs = tree_map_only(Tensor, _two, arguments_for(model, example))
     dynamic = None
     try:
         if dynamic_batch:
@@ -374,15 +372,16 @@ def capture(model: nn.Module, example: Any, *, dynamic_batch: bool = True) -> fx
     return gm
 
 
-def without_labels(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """What the model takes: a data loader's labels come behind its inputs, or by another name."""
+def arguments_for(model: nn.Module, batch: Any) -> tuple[tuple, dict]:
+    """Of a batch what the model takes, beside it; labels come behind, or by another name."""
+    args, kwargs = as_arguments(batch)
     parameters = inspect.signature(model.forward).parameters
     kinds = [p.kind for p in parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
         args = args[: sum(kind.name.startswith("POSITIONAL") for kind in kinds)]
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         kwargs = {k: v for k, v in kwargs.items() if k in parameters}
-    return args, kwargs
+    return beside(model, (args, kwargs))
 
 
 def _free_batch(value: Any) -> dict[int, Any] | None:

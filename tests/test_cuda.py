@@ -15,7 +15,7 @@ import torch
 from networks import NETWORKS, network, noise
 from test_qat_pipeline import batches, samples, toy
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 import minq
 from minq import zoo
@@ -38,10 +38,6 @@ def full_precision():
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def to_gpu(data):
-    return tree_map(lambda v: v.to(GPU) if isinstance(v, torch.Tensor) else v, data)
-
-
 def all_on_gpu(gm):
     return all(v.device.type == "cuda" for v in (*gm.parameters(), *gm.buffers()))
 
@@ -54,15 +50,15 @@ def decibels(exact, y):
 
 
 @torch.no_grad()
-def check(model, data, test, **settings):
+def check(model, data, x, **settings):
     """Quantized there and here; as far from the float network, and near each other."""
     here = minq.ptq(model, data, progress=False, **settings)
     model = model.to(GPU)
-    there = minq.ptq(model, to_gpu(data), progress=False, **settings)
+    there = minq.ptq(model, data.to(GPU), progress=False, **settings)
     assert all_on_gpu(there)
-    exact, there = model(*to_gpu(test)), there(*to_gpu(test))
+    exact, there = model(x.to(GPU)), there(x.to(GPU))
     assert all(v.device.type == "cuda" for v in tree_leaves(there))
-    here = here(*test)
+    here = here(x)
     noise_here = decibels(exact, here)
     assert decibels(exact, there) > noise_here - 1.5
     assert decibels(here, there) > min(noise_here, 40) - 1.5
@@ -77,7 +73,7 @@ def check(model, data, test, **settings):
 def test_every_operator(name, bits, per_channel):
     model, shape = network(name)
     check(
-        model, noise(64, *shape), (noise(32, *shape, seed=2),),
+        model, noise(64, *shape), noise(32, *shape, seed=2),
         weights=bits, per_channel=per_channel, rounding="nearest",
     )  # fmt: skip
 
@@ -92,14 +88,14 @@ def test_every_operator(name, bits, per_channel):
 def test_every_way_of_rounding(settings):
     name = "mobilenet_v2"
     x = zoo.test_set(name, 100)[0]
-    assert check(zoo.load(name), zoo.calibration_set(name, 64), (x,), **settings) > 3
+    assert check(zoo.load(name), zoo.calibration_set(name, 64), x, **settings) > 3
 
 
 @pytest.mark.parametrize("rounding", ["gptq", "nearest"])
 def test_groups(rounding):
     model, shape = network("linear3d")
     how = {"weights": 4, "activations": None, "group_size": 3, "rounding": rounding}
-    check(model, noise(64, *shape), (noise(32, *shape, seed=2),), per_channel=True, **how)
+    check(model, noise(64, *shape), noise(32, *shape, seed=2), per_channel=True, **how)
 
 
 @pytest.mark.parametrize("name", zoo.NAMES)
@@ -169,8 +165,8 @@ def test_a_stopped_training_goes_on_with_the_same_random_numbers(tmp_path):
     def loss(y, target):
         return F.cross_entropy(y + torch.rand_like(y), target)
 
-    def train(**more):
-        torch.cuda.manual_seed_all(0)
+    def train(seed=0, **more):
+        torch.cuda.manual_seed_all(seed)
         return minq.qat(toy().to(GPU), batches(6), loss, calibration=x, weights=4, **more)
 
     def stop(step, *_):
@@ -180,10 +176,7 @@ def test_a_stopped_training_goes_on_with_the_same_random_numbers(tmp_path):
     whole, path = train(), tmp_path / "run.pt"
     with pytest.raises(KeyboardInterrupt):
         train(checkpoint=path, every=1, watch=stop)
-    torch.cuda.manual_seed_all(7)
-    again = minq.qat(
-        toy().to(GPU), batches(6), loss, calibration=x, weights=4, checkpoint=path, every=1
-    )
+    again = train(seed=7, checkpoint=path, every=1)
     for k, v in whole.state_dict().items():
         if isinstance(v, torch.Tensor):
             torch.testing.assert_close(again.state_dict()[k], v, rtol=1e-4, atol=1e-5)

@@ -113,9 +113,8 @@ def debug(
     kinds = dict.fromkeys(every, "activation") | dict.fromkeys(weight_quantizers(q), "weight")
 
     twin = copy.deepcopy(model).eval()  # some parts may train, others not: leave all as it is
-    args = [graph.without_labels(model, *graph.as_arguments(b)) for b in graph.as_batches(data)]
+    args = [graph.arguments_for(twin, b) for b in graph.as_batches(data)]
     with torch.no_grad():
-        args = graph.beside(twin, args)
         exact = torch.cat([graph.flat(twin(*a, **k)) for a, k in args])
 
     def measure(on: set[str]) -> float:

@@ -237,8 +237,7 @@ def reestimate(gm: nn.Module, batches: Iterable[Any]) -> nn.Module:
     for m in modules:
         m.train()
     for batch in chain([first], batches):
-        args, kwargs = graph.without_labels(gm, *graph.as_arguments(batch))
-        args, kwargs = graph.beside(gm, (args, kwargs))
+        args, kwargs = graph.arguments_for(gm, batch)
         gm(*args, **kwargs)
     for m, momentum in zip(modules, momenta, strict=True):
         m.momentum = momentum

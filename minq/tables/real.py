@@ -29,7 +29,6 @@ from typing import Any
 
 import torch
 from torch import distributed, fx
-from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from minq._work import Bar
@@ -318,11 +317,10 @@ class Network:
             layouts.check_synsets(data)
         model = self.row.build(weights, classes=data.classes, size=measurement.size)
         self.boxes: Any = Boxes(model) if self.row.task == "detection" else None
-        example, device = self.row.example(2, measurement.size), measurement.device
-        self.gm = capture(model.to(device), _to(example, device))
+        example = self.row.example(2, measurement.size)
+        self.gm = capture(model.to(measurement.device), example)
         o = self.options
-        calibration = layouts.calibration_batches(data, o.samples, o.batch, o.seed)
-        self.calibration = _to(calibration, device)
+        self.calibration = layouts.calibration_batches(data, o.samples, o.batch, o.seed)
         if task and weights == "pretrained":
             self.gm = self.fine_tune()
             model.load_state_dict(self.gm.state_dict(), strict=False)
@@ -409,10 +407,6 @@ class Network:
             data, self.options.batch, num_workers=self.options.workers,
             collate_fn=self.data.collate, pin_memory=torch.cuda.is_available(), **settings,
         )  # fmt: skip
-
-
-def _to(values: Any, device: torch.device) -> Any:
-    return tree_map_only(torch.Tensor, lambda t: t.to(device), values)
 
 
 def _versions(*names: str) -> dict[str, str]:

@@ -145,6 +145,25 @@ def js(browser):
     context.close()
 
 
+@pytest.fixture(scope="session")
+def parse(js):
+    """parse(path, expression): an HTML file as the browser reads it, without running its scripts.
+    In the expression `page` is the document, and `all(selector)` gives its elements."""
+
+    def read(path, expression):
+        return js(
+            "",
+            f"""(_, html) => {{
+                const page = new DOMParser().parseFromString(html, 'text/html');
+                const all = selector => [...page.querySelectorAll(selector)];
+                return ({expression});
+            }}""",
+            path.read_text("utf-8"),
+        )
+
+    return read
+
+
 @pytest.fixture
 def measure():
     """measure(name, numbers): keep measurements for the summary and in _build/measures."""

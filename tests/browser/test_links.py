@@ -10,20 +10,15 @@ import pytest
 from bookpage import toc_pages
 
 # The anchors of a page, and what it links to, loads and shows.
-READ = """(_, html) => {
-    const page = new DOMParser().parseFromString(html, 'text/html');
-    const all = (selector, name) =>
-        [...page.querySelectorAll(selector)].map(e => e.getAttribute(name));
-    return {
-        anchors: [...all('[id]', 'id'), ...all('a[name]', 'name')],
-        links: [...all('[href]', 'href'), ...all('[src]', 'src')],
-    };
+READ = """{
+    anchors: [...all('[id]').map(e => e.id), ...all('a[name]').map(e => e.name)],
+    links: ['href', 'src'].flatMap(name => all(`[${name}]`).map(e => e.getAttribute(name))),
 }"""
 
 
 @pytest.fixture
-def read(js):
-    return cache(lambda path: js("", READ, path.read_text("utf-8")))
+def read(parse):
+    return cache(lambda path: parse(path, READ))
 
 
 def broken(read, page: Path) -> list[str]:

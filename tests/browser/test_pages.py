@@ -56,7 +56,7 @@ FIRST_OF_EACH_LOOK = """() => {
     };
     const isNew = e => !seen.has(look(e)) && seen.add(look(e));
     const hide = e => { // what is not new down to its last word
-        if (e.matches('.ws-root, mjx-container')) return false;
+        if (e.matches('.ws-root')) return false;
         const words = [...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim());
         let left = words && e.checkVisibility() && isNew(e);
         for (const child of e.children) if (!hide(child)) left = true;
