@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 import minq
 from minq import affine, graph, zoo
+from minq.batches import flat
 from minq.deploy import onnx as onnx_module
 from minq.deploy.integer import simulation
 from minq.deploy.onnx import fused, load, to_onnx
@@ -157,7 +158,7 @@ def test_small_networks_run_on_integer_kernels_alone(name, per_channel, tmp_path
     assert path.stat().st_size < 1.6 * weights + 2**16  # one byte each; grids, graph
     # A tie upstream moves what comes after it, here and there; the answers hardly differ.
     with torch.no_grad():
-        assert minq.sqnr(graph.flat(q(data[:32])), graph.flat(load(path)(data[:32]))) > 23
+        assert minq.sqnr(flat(q(data[:32])), flat(load(path)(data[:32]))) > 23
 
 
 def _weights(q):

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 import minq
 from minq import graph
+from minq.batches import batches_of
 
 
 def close(result, expected, dtype=torch.float32):
@@ -138,7 +139,7 @@ def test_keywords_in_any_order_and_results_by_name():
         x = {k: example[k] for k in ("u", "v")}
         assert set(gm(**x)) == {"sum", "first"}
         same(gm(**x), model(**x))
-        (batch,) = graph.batches_of(gm, {"labels": 1, "u": u, "v": v})
+        (batch,) = batches_of(gm, {"labels": 1, "u": u, "v": v})
         names = [n.target for n in gm.graph.nodes if n.op == "placeholder"]
         assert all(a is b for a, b in zip(batch, [x[k] for k in names], strict=True))
     gm = minq.capture(model, {"u": u, "v": v, "double": True})
@@ -234,7 +235,7 @@ def test_what_cannot_be_captured_is_explained(call, error, words):
 def test_bad_data_is_refused(data, error, words):
     gm = minq.capture(nn.Linear(6, 2), noise(2, 6))
     with pytest.raises(error, match=words):
-        graph.batches_of(gm, data)
+        batches_of(gm, data)
 
 
 def test_a_fixed_batch_size_is_told():

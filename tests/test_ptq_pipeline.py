@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import minq
 from minq import graph
+from minq.batches import batches_of
 from minq.ptq import adaround as adaround_module
 from minq.ptq import pipeline
 from minq.ptq.pipeline import ptq
@@ -111,7 +112,7 @@ def test_adaround_is_never_worse_than_nearest_in_any_layer(per_channel):
     minq.insert_quantizers(gm, weights=3, activations=None, per_channel=per_channel)
     pipeline.set_weight_ranges(gm)
     exact = {k: p.detach().clone() for k, p in gm.named_parameters()}
-    batches = graph.batches_of(gm, x)
+    batches = batches_of(gm, x)
     rounded = pipeline.calibrate(copy.deepcopy(gm), batches, exact, sweeps=5, rows=10**6)
     better = 0
     # Both roundings, on the inputs that the layer has in the network that AdaRound has made.
@@ -181,9 +182,9 @@ def test_bias_correction_removes_the_mean_error(batches):
     minq.insert_quantizers(gm, weights=3, activations=8)
     pipeline.set_weight_ranges(gm)
     exact = {k: p.detach().clone() for k, p in gm.named_parameters()}
-    split = graph.batches_of(gm, list(x.split(batches)))
+    split = batches_of(gm, list(x.split(batches)))
     pipeline.calibrate(gm, split, exact, rounding="nearest", correct_bias=True)
-    walk, layers = Walk(gm, graph.batches_of(gm, x), exact), 0
+    walk, layers = Walk(gm, batches_of(gm, x), exact), 0
     for node in walk:
         if graph.is_layer(node):
             layers += 1

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 import minq
 from minq import graph
+from minq.batches import batches_of
 from minq.ptq.walk import Again, Integers, Walk, sample_rows
 from minq.simulate import is_quantizer, quantizers
 
@@ -74,7 +75,7 @@ def test_both_streams_at_every_node(model, x):
     exact = [Recorder(gm).record(b) for b in batches]
     stages(gm, "frozen")
     rounded = [Recorder(gm).record(b) for b in batches]
-    walk, visited = Walk(gm, graph.batches_of(gm, batches)), []
+    walk, visited = Walk(gm, batches_of(gm, batches)), []
     for node in walk:
         visited.append(node)
         same(walk.exact[node], [seen[node] for seen in exact])
@@ -95,7 +96,7 @@ def test_values_too_large_to_keep_are_computed_again(model, x, bits):
     """Bit for bit, and those behind a quantizer of up to 8 bits are kept in bytes."""
     gm = quantized(model, x, x, bits)
     stages(gm, "frozen")
-    batches = graph.batches_of(gm, [x[:2], x[2:]])
+    batches = batches_of(gm, [x[:2], x[2:]])
     large, small, kinds = Walk(gm, batches), Walk(gm, batches, kept=0), set()
     for node, again in zip(large, small, strict=True):
         assert node is again
@@ -113,7 +114,7 @@ def test_answers_are_computed_when_they_are_read():
     model, x = settle(mobile()), noise(4, 3, 8, 8)
     gm = quantized(model, x, x)
     stages(gm, "frozen")
-    walk = Walk(gm, graph.batches_of(gm, [x[:2], x[2:]]))
+    walk = Walk(gm, batches_of(gm, [x[:2], x[2:]]))
     for _ in walk:
         pass
     for answers in walk.outputs:
@@ -125,7 +126,7 @@ def test_answers_are_computed_when_they_are_read():
 
 def test_only_a_few_layers_are_computed_again():
     gm = minq.capture(nn.Sequential(*[nn.Linear(5, 5) for _ in range(12)]), noise(3, 5))
-    walk, deepest = Walk(gm, graph.batches_of(gm, noise(3, 5)), kept=0), 0
+    walk, deepest = Walk(gm, batches_of(gm, noise(3, 5)), kept=0), 0
     for node in walk:
         deepest = max(deepest, getattr(walk.exact[node], "layers", 0))
     assert 2 <= deepest <= 4
@@ -135,7 +136,7 @@ def test_a_quantizer_turned_on_during_the_walk_counts_from_there():
     model, x = settle(mobile()), noise(4, 3, 8, 8)
     gm = quantized(model, x, x)
     stages(gm, "off")
-    walk = Walk(gm, graph.batches_of(gm, x))
+    walk = Walk(gm, batches_of(gm, x))
     for node in walk:
         if is_quantizer(node):
             gm.get_submodule(node.target).freeze()
@@ -153,7 +154,7 @@ def test_the_exact_network_has_its_own_parameters():
         exact = {k: p.detach().clone() for k, p in gm.named_parameters()}
         for p in gm.parameters():
             p.data.mul_(0.5)
-        walk = Walk(gm, graph.batches_of(gm, x), exact)
+        walk = Walk(gm, batches_of(gm, x), exact)
         for _ in walk:
             pass
         same(tuple(map(list, walk.outputs)), ([expected], [gm(x)]))
@@ -161,7 +162,7 @@ def test_the_exact_network_has_its_own_parameters():
 
 def test_nothing_is_computed_twice_where_nothing_is_quantized():
     gm = minq.capture(settle(mobile()), noise(2, 3, 8, 8))
-    walk = Walk(gm, graph.batches_of(gm, noise(2, 3, 8, 8)))
+    walk = Walk(gm, batches_of(gm, noise(2, 3, 8, 8)))
     for _ in walk:
         assert all(walk.exact[k] is v for k, v in walk.quantized.items())
 
@@ -172,7 +173,7 @@ def test_values_are_dropped_after_their_last_reader():
     x = noise(3, 5)
     gm = quantized(model, x, x)
     stages(gm, "frozen")
-    walk, references = Walk(gm, graph.batches_of(gm, x)), []
+    walk, references = Walk(gm, batches_of(gm, x)), []
     for node in walk:
         references.append(weakref.ref(walk.exact[node][0]))
         assert len(walk.exact) <= 2 and len(walk.quantized) <= 2
@@ -183,7 +184,7 @@ def test_a_layer_that_gets_a_bias_on_the_way():
     model, x = nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 2)), noise(3, 4)
     gm = minq.capture(model, x)
     exact = {k: p.detach().clone() for k, p in gm.named_parameters()}
-    walk = Walk(gm, graph.batches_of(gm, x), exact)
+    walk = Walk(gm, batches_of(gm, x), exact)
     for node in walk:
         if graph.op(node) == "linear":
             graph.set_bias(gm, node, torch.ones(graph.weight_of(gm, node).shape[0]))

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from minq import graph, qat, zoo
+from minq.batches import flat
 from minq.ptq.pipeline import ptq
 from minq.qat import batchnorm
 from minq.qat.batchnorm import KeptBatchNorm, RefoldedLayer, reestimate, remove, restore
@@ -77,14 +78,14 @@ def test_restoring_changes_no_output(name, way):
         pytest.skip("refused, see below")
     gm = prepared(model, x, "fold")
     before = {k: q.quantize(_weight(gm, k)) for k, q in weight_quantizers(gm).items()}
-    expected = graph.flat(gm(x))
+    expected = flat(gm(x))
     restore(gm, way)
     kinds = {"refold": RefoldedLayer, "keep": KeptBatchNorm}
     assert [type(m) for m in norms(gm)] == [kinds[way]] * COUNTS.get(name, 1)
-    torch.testing.assert_close(graph.flat(gm.eval()(x)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(flat(gm.eval()(x)), expected, rtol=1e-5, atol=1e-5)
     remove(gm)
     assert not norms(gm)
-    torch.testing.assert_close(graph.flat(gm(x)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(flat(gm(x)), expected, rtol=1e-5, atol=1e-5)
     after = {k: q.quantize(_weight(gm, k)) for k, q in weight_quantizers(gm).items()}
     assert before.keys() == after.keys()
     assert all(torch.equal(v, after[k]) for k, v in before.items())
@@ -175,8 +176,8 @@ def test_training_mode_is_that_of_the_model(name, way):
     model, shape = network(name)
     x = noise(32, *shape)
     gm = without_quantizers(prepared(model, x, way)).train()
-    expected = graph.flat(copy.deepcopy(model).train()(x))
-    torch.testing.assert_close(graph.flat(gm(x)), expected, rtol=1e-2, atol=2e-3)
+    expected = flat(copy.deepcopy(model).train()(x))
+    torch.testing.assert_close(flat(gm(x)), expected, rtol=1e-2, atol=2e-3)
 
 
 def test_refolding_quantizes_the_folded_weight():

@@ -10,8 +10,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import minq
-from minq import graph
 from minq.affine import sqnr
+from minq.export import capture
 from minq.tables import rows
 from minq.tables.full_size import answers, compare
 from minq.tables.paper import paper_tables
@@ -39,7 +39,7 @@ def row(name):
     """A row as a graph, and inputs."""
     size = SIZES.get(name, 64)
     x = ROWS[name].example(2, size)
-    return graph.capture(ROWS[name].build(size=size), x), x
+    return capture(ROWS[name].build(size=size), x), x
 
 
 @cache
@@ -73,7 +73,7 @@ def test_pairs_are_equalized_in_all_convolutional_rows():
     expected = json.loads((Path(minq.__file__).parents[1] / "book/results/rows.json").read_text())
     measured = {r["row"]: r for r in expected["records"] if r["measure"] == "network"}
     for name in ("resnet18", "mobilenet_v2", "bert_base"):
-        gm = minq.fold.fold(graph.capture(*row(name)))
+        gm = minq.fold.fold(capture(*row(name)))
         sets = minq.ptq.channels.shared_channels(gm)
         assert len(sets) == measured[name]["equalized"]
         assert (name == "bert_base") == (not sets)
@@ -96,7 +96,7 @@ def target(name, size):
 def test_the_loss_is_that_of_the_task_and_reaches_the_network(name):
     gm, x = row(name)
     size = SIZES.get(name, 64)
-    gm = graph.capture(gm, x)
+    gm = capture(gm, x)
     outputs = gm(**x) if isinstance(x, dict) else gm(x)
     loss = ROWS[name].loss(outputs, target(name, size))
     assert loss.ndim == 0 and 0 < loss.item() < float("inf")

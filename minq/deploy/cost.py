@@ -37,6 +37,7 @@ from torch.utils._pytree import tree_map_only
 
 from minq import graph
 from minq._checks import check_count
+from minq.batches import batches_of
 from minq.energy import access_energy
 from minq.mac import MEMORY, LayerCost, MacArray, MatmulShape, layer_cost
 from minq.quantizer import Quantizer
@@ -239,7 +240,7 @@ def shapes_of(gm: fx.GraphModule, example: Any = None) -> dict[fx.Node, torch.Si
     if example is None:
         values = graph.beside(gm, [_one_sample(node) for node in inputs])
     else:
-        (values,) = graph.batches_of(gm, [example])
+        (values,) = batches_of(gm, [example])
     found: dict[fx.Node, torch.Size] = {}
 
     class Shapes(fx.Interpreter):

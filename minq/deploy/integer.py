@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from minq import graph
 from minq._checks import check_count
+from minq.batches import batches_of
 from minq.deploy import kernels
 from minq.deploy.compile import Compiler
 from minq.deploy.cost import OperatorCost, layer_costs
@@ -149,7 +150,7 @@ class IntegerNetwork(nn.Module):
 
     def _watch(self, data: Any) -> Iterator[tuple[fx.Node, Any, tuple, Any]]:
         """Run the program and give every node with its module, arguments and value."""
-        (values,) = graph.batches_of(self._source[0], data)
+        (values,) = batches_of(self._source[0], data)
         watch = _Watch(self.program)
         with torch.no_grad():
             watch.run(*values, enable_io_processing=False)

@@ -28,6 +28,7 @@ import minq
 from minq import graph
 from minq._checks import Array, check_count
 from minq._work import write_whole
+from minq.export import capture
 from minq.quantizer import Quantizer
 from minq.simulate import quantizers, weight_quantizers
 
@@ -267,7 +268,7 @@ def _captured(q: Any, example: Any) -> fx.GraphModule:
             raise ValueError(
                 "this network is no captured graph; pass example=, something to call it with"
             )
-        return graph.capture(q, example)
+        return capture(q, example)
     for parameter in (*q.parameters(), *q.buffers()):
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise ValueError(f"the network has {parameter.dtype} values; call q.float() first")
@@ -339,7 +340,7 @@ def _translate(gm: fx.GraphModule) -> ir.Model:
 
 def _as_rows(g: fx.Graph, node: fx.Node) -> None:
     """linear(x) = linear(rows of x): ONNX has a layer with a bias for matrices only."""
-    sizes = [int(n) if graph._fixed(n) else -1 for n in graph.shape_of(node)]
+    sizes = [int(n) if graph.fixed(n) else -1 for n in graph.shape_of(node)]
     if len(sizes) == 2 or sizes.count(-1) > 1:
         return
     reshape, x = torch.ops.aten.reshape.default, graph.input_of(node)
@@ -356,13 +357,13 @@ def _sample(node: fx.Node) -> Tensor:
     value = node.meta["val"]
     if not isinstance(value, Tensor):
         raise ValueError(f"input {node.target} is no tensor; only tensors can be exported")
-    shape = [int(size) if graph._fixed(size) else 2 for size in value.shape]
+    shape = [int(size) if graph.fixed(size) else 2 for size in value.shape]
     return torch.zeros(shape, dtype=value.dtype)
 
 
 def _fixed(node: fx.Node) -> bool:
     shape = graph.shape_of(node)
-    return not shape or graph._fixed(shape[0])
+    return not shape or graph.fixed(shape[0])
 
 
 def _output_names(structure: pytree.TreeSpec) -> list[str]:

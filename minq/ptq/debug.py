@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from minq import graph
 from minq.affine import sqnr
+from minq.batches import arguments_for, as_batches, batches_of, flat
 from minq.simulate import activation_quantizers, quantizers, weight_quantizers
 
 GOOD, EXACT = 25.0, 60.0  # dB of the outputs: hardly a decision changes; nothing but float error
@@ -106,20 +106,20 @@ def debug(
 
     Raises ValueError where a quantizer has no range yet.
     """
-    batches = graph.batches_of(q, data)
+    batches = batches_of(q, data)
     every = quantizers(q)
     if missing := [name for name, x in every.items() if not int(x.batches)]:
         raise ValueError(f"{', '.join(missing[:3])} has no range; calibrate before debugging")
     kinds = dict.fromkeys(every, "activation") | dict.fromkeys(weight_quantizers(q), "weight")
 
     twin = copy.deepcopy(model).eval()  # some parts may train, others not: leave all as it is
-    args = [graph.arguments_for(twin, b) for b in graph.as_batches(data)]
+    args = [arguments_for(twin, b) for b in as_batches(data)]
     with torch.no_grad():
-        exact = torch.cat([graph.flat(twin(*a, **k)) for a, k in args])
+        exact = torch.cat([flat(twin(*a, **k)) for a, k in args])
 
     def measure(on: set[str]) -> float:
         with only(q, on), torch.no_grad():
-            return sqnr(exact, torch.cat([graph.flat(_call(q, b)) for b in batches]))
+            return sqnr(exact, torch.cat([flat(_call(q, b)) for b in batches]))
 
     report = Report(
         exact=measure(set()),

@@ -21,6 +21,8 @@ from torch import nn
 
 from minq import graph
 from minq.affine import sqnr
+from minq.batches import as_batches, batches_of, flat
+from minq.export import capture
 from minq.ptq.debug import _call, only
 from minq.ptq.pipeline import ptq
 
@@ -46,8 +48,8 @@ def sensitivity(
     (['0', '2'], True)
     """
     settings = {"activations": None, "rounding": "nearest", "correct_bias": False} | options
-    gm = graph.capture(model, graph.as_batches(data)[0])
-    batches = graph.batches_of(gm, data)
+    gm = capture(model, as_batches(data)[0])
+    batches = batches_of(gm, data)
     noise: dict[str, dict[int, float]] = {}
     for b in sorted(set(bits)):
         q = ptq(gm, data, weights=b, progress=False, **settings)
@@ -65,7 +67,7 @@ def sensitivity(
 @torch.no_grad()
 def _answers(q: nn.Module, batches: list[Any], on: set[str]) -> torch.Tensor:
     with only(q, on):
-        return torch.cat([graph.flat(_call(q, batch)) for batch in batches])
+        return torch.cat([flat(_call(q, batch)) for batch in batches])
 
 
 class Choice(NamedTuple):

@@ -24,6 +24,8 @@ from torch import Tensor, fx, nn
 from minq import graph
 from minq._checks import check_count
 from minq._work import Bar, fingerprint, write_whole
+from minq.batches import as_batches, batches_of
+from minq.export import capture
 from minq.fold import fold
 from minq.ptq import bias as bias_math
 from minq.ptq import channels
@@ -95,9 +97,9 @@ def ptq(
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
     if calibration is None and example is None:
         raise ValueError("give calibration data, or an example of the input to work without data")
-    data = None if calibration is None else graph.as_batches(calibration)
-    gm = graph.capture(model, example if data is None else data[0])
-    batches = graph.batches_of(gm, [example] if data is None else data)
+    data = None if calibration is None else as_batches(calibration)
+    gm = capture(model, example if data is None else data[0])
+    batches = batches_of(gm, [example] if data is None else data)
     fold(gm)
     if equalize:
         channels.equalize_graph(gm, relu6=relu6, reach=reach)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from minq import graph
+from minq.batches import batches_of
 from minq.ptq import equalize
 
 
@@ -29,7 +30,7 @@ def smooth(gm: fx.GraphModule, data: Any, *, alpha: float = 0.5) -> fx.GraphModu
     """
     sites = {node: _readers(node) for node in gm.graph.nodes if _scalable(gm, node)}
     sites = {node: readers for node, readers in sites.items() if readers}
-    largest = _largest(gm, graph.batches_of(gm, data), sites)
+    largest = _largest(gm, batches_of(gm, data), sites)
     for node, readers in sites.items():
         for reader in readers:
             graph.own_weight(gm, reader)

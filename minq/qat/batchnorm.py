@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from minq import graph
+from minq.batches import arguments_for
 from minq.quantizer import Quantizer
 from minq.simulate import is_weight
 
@@ -237,7 +238,7 @@ def reestimate(gm: nn.Module, batches: Iterable[Any]) -> nn.Module:
     for m in modules:
         m.train()
     for batch in chain([first], batches):
-        args, kwargs = graph.arguments_for(gm, batch)
+        args, kwargs = arguments_for(gm, batch)
         gm(*args, **kwargs)
     for m, momentum in zip(modules, momenta, strict=True):
         m.momentum = momentum

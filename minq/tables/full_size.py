@@ -27,7 +27,9 @@ from torch import Tensor, nn
 
 from minq import graph
 from minq.affine import sqnr
+from minq.batches import flat
 from minq.deploy import cost, integer, onnx
+from minq.export import capture
 from minq.fold import fold
 from minq.ptq import channels
 from minq.ptq.pipeline import ptq
@@ -51,7 +53,7 @@ def answers(model: nn.Module, x: Any) -> Tensor:
     """All numbers that a network answers."""
     with torch.no_grad():
         y = model(**x) if isinstance(x, Mapping) else model(x)
-    return graph.flat(dict(y) if isinstance(y, Mapping) else y)
+    return flat(dict(y) if isinstance(y, Mapping) else y)
 
 
 # --- The measures ---------------------------------------------------------------------------------
@@ -60,7 +62,7 @@ def answers(model: nn.Module, x: Any) -> Tensor:
 def network(row: Row) -> dict[str, Any]:
     """What the network is, and what it costs on the accelerator of chapter 2, for one sample."""
     model = row.build()
-    gm = graph.capture(model, row.example())
+    gm = capture(model, row.example())
     nodes = len(gm.graph.nodes)
     sets = channels.shared_channels(fold(gm))
     costs = cost.layer_costs(insert_quantizers(gm))
@@ -100,7 +102,7 @@ def time_and_memory(row: Row, **settings: Any) -> dict[str, Any]:
 
 def agreement(row: Row) -> dict[str, float]:
     """SQNR in dB of all answers to new samples, rounding to nearest, calibrated on a few."""
-    gm = graph.capture(row.build(), row.example())
+    gm = capture(row.build(), row.example())
     data, test = batches(row.example(FEW), row), batches(row.example(4, seed=1), row)[0]
     exact, found = answers(gm, test), {}
     for bits, per_channel in product((8, 4), (False, True)):
@@ -112,7 +114,7 @@ def agreement(row: Row) -> dict[str, float]:
 
 def deploy(row: Row) -> dict[str, Any]:
     """W8A8 on integers, number by number, and as a file, for one sample."""
-    gm = graph.capture(row.build(), row.example())
+    gm = capture(row.build(), row.example())
     q = ptq(gm, batches(row.example(FEW), row), progress=False, **NEAREST)
     x = row.example(1, seed=1)
     net = integer.to_integer(q, multipliers="float")

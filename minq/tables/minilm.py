@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from minq import zoo
 from minq.affine import sqnr
 from minq.deploy.integer import to_integer
-from minq.graph import capture
+from minq.export import capture
 from minq.ptq.pipeline import ptq
 from minq.ptq.smooth import smooth
 from minq.tables.small import NAIVE

@@ -32,7 +32,7 @@ from torch import distributed, fx
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from minq._work import Bar
-from minq.graph import capture
+from minq.export import capture
 from minq.ptq.pipeline import ROUNDINGS, ptq
 from minq.qat.pipeline import qat, split_batch
 from minq.qat.run import from_all, rank, together, world_size

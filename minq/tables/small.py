@@ -20,7 +20,8 @@ import minq
 from minq import zoo
 from minq._work import write_whole
 from minq.affine import sqnr
-from minq.graph import capture, flat
+from minq.batches import flat
+from minq.export import capture
 from minq.ptq.pipeline import ptq
 from minq.qat.pipeline import finish, prepare, qat
 

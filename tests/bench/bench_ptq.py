@@ -34,7 +34,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import minq
-from minq import graph, zoo
+from minq import zoo
+from minq.export import capture
 from minq.ptq import pipeline
 from minq.ptq.channels import absorb_biases, equalize_graph
 
@@ -61,7 +62,7 @@ def minq_ptq(model: nn.Module, x: torch.Tensor) -> nn.Module:
 
 
 def minq_equalize(model: nn.Module, x: torch.Tensor) -> nn.Module:
-    gm = graph.capture(model, x)
+    gm = capture(model, x)
     minq.fold_batch_norms(gm)
     return absorb_biases(equalize_graph(gm))
 
