@@ -29,7 +29,7 @@ FUSED = frozenset({"relu", "relu6", "hardtanh", "leaky_relu", "prelu", "clamp", 
 """Activation functions that hardware applies before it rounds: no quantizer stands before them."""
 
 OTHERS = frozenset(
-    """add sub mul div neg cat stack mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+    """add sub mul div neg mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d
     upsample_bicubic2d upsample_trilinear3d layer_norm group_norm instance_norm batch_norm softmax
     sigmoid hardsigmoid tanh hardswish silu gelu elu mish softplus""".split()
@@ -42,11 +42,26 @@ TRANSPARENT = frozenset(
     alias detach detach_ lift_fresh_copy dropout feature_dropout max_pool1d max_pool2d max_pool3d
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d pad constant_pad_nd
     upsample_nearest1d upsample_nearest2d upsample_nearest3d pixel_shuffle channel_shuffle roll flip
-    repeat repeat_interleave index index_select gather masked_fill slice_scatter select_scatter
-    new_zeros new_ones zeros_like ones_like fill
+    repeat repeat_interleave index index_select gather masked_fill
     """.split()
 )
 """Operators that only move values, or pick from them: what was on a grid stays on it."""
+
+JOINS = frozenset({"cat", "stack", "slice_scatter", "select_scatter"})
+"""Operators that put tensors together; these are rounded once, on the grid of the result."""
+
+MAKERS = frozenset(
+    """zeros ones full empty arange linspace eye scalar_tensor zeros_like ones_like full_like
+    empty_like new_zeros new_ones new_full new_empty fill
+    """.split()
+)
+"""Operators that make a new tensor: a constant, whatever its shape was taken from."""
+
+
+def parts_of(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a ``JOINS`` operator puts together."""
+    first = node.args[0]
+    return list(first) if isinstance(first, (list, tuple)) else list(node.args[:2])
 
 
 def op(node: fx.Node) -> str:

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from minq import graph, ranges
 from minq.quantizer import Estimator, Quantizer
 
-_COMPUTING = graph.LAYERS | graph.PRODUCTS | graph.FUSED | graph.OTHERS
+_COMPUTING = graph.LAYERS | graph.PRODUCTS | graph.FUSED | graph.OTHERS | graph.JOINS
 
 
 def insert_quantizers(
@@ -235,6 +235,8 @@ def _data(gm: fx.GraphModule) -> set[fx.Node]:
     """All that carries real numbers of input or parameters: no shapes, indices or masks."""
     data = set()
     for node in gm.graph.nodes:
+        if graph.op(node) in graph.MAKERS:
+            continue
         given = node.op in ("placeholder", "get_attr")
         values = tree_leaves(node.meta.get("val"))  # an operator may give several tensors
         if any(isinstance(v, Tensor) and v.is_floating_point() for v in values):
@@ -289,8 +291,8 @@ def _operands(node: fx.Node) -> list[fx.Node]:
     kind = graph.op(node)
     if kind in graph.LAYERS:
         return [] if kind == "embedding" else [graph.input_of(node)]
-    if kind in ("cat", "stack"):
-        inputs = list(node.args[0])
+    if kind in graph.JOINS:
+        inputs = graph.parts_of(node)
     elif kind in graph.PRODUCTS or kind in ("add", "sub", "mul", "div"):
         inputs = [x for x in node.args[:2] if x is not _mask(node)]
     else:
@@ -315,7 +317,7 @@ def _rounded_later(node: fx.Node) -> bool:
     (user,) = node.users
     if graph.op(user) in graph.FUSED:
         return graph.op(node) not in graph.FUSED
-    if graph.op(user) in ("cat", "stack"):
+    if graph.op(user) in graph.JOINS:
         return True
     return _mask(node) is not None
 

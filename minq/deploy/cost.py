@@ -357,7 +357,7 @@ def _grid(node: fx.Node) -> Quantizer | None:
 
 def _grid_after(node: fx.Node) -> Quantizer | None:
     """The quantizer that an operator's result goes through, behind its activation function."""
-    passed = graph.FUSED | graph.TRANSPARENT | {"rescale", "cat", "stack"}
+    passed = graph.FUSED | graph.TRANSPARENT | graph.JOINS | {"rescale"}
     while len(node.users) == 1:
         (node,) = node.users
         if is_quantizer(node):
