@@ -197,13 +197,13 @@ class Rewriting:
         if None in found or found[0][1].axis is not None or bias.ndim != 1:
             return
         (_, x), (_, weight) = found
-        scale = np.asarray(_scale(weight) * _scale(x), np.float32)
-        bias_int = np.round(bias.astype(np.float64) / scale)
+        scale = np.asarray(_scale(weight) * _scale(x))
+        bias_int = np.round(bias / scale)
         if np.abs(bias_int).max() >= 2**31:
             return  # no accumulator of 32 bits can hold it; the layer computes in float
         name = node.inputs[2].name
         bias_int = self._initializer(bias_int.astype(np.int32), f"{name}.{node.outputs[0].name}")
-        scale = self._initializer(scale, f"{bias_int.name}.scale")
+        scale = self._initializer(scale.astype(np.float32), f"{bias_int.name}.scale")
         new = ir.node("DequantizeLinear", [bias_int, scale], {"axis": 0} if scale.shape else {})
         self.graph.insert_before(node, new)
         node.replace_input_with(2, new.outputs[0])
@@ -320,7 +320,7 @@ class Rewriting:
 
 
 def _scale(quantizer: Quantizer) -> Array:
-    return quantizer.grid()[0].detach().numpy().astype(np.float32)
+    return quantizer.grid()[0].detach().double().numpy()
 
 
 def _to_grid(quantizer: Quantizer, value: Array) -> Array:
