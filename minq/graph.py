@@ -25,41 +25,65 @@ LAYERS = CONVOLUTIONS | TRANSPOSED | {"linear", "embedding"}
 PRODUCTS = frozenset({"matmul", "bmm", "mm"})
 """Products of two tensors; one that is a parameter is quantized as a weight."""
 
-FUSED = frozenset({"relu", "relu6", "hardtanh", "leaky_relu", "prelu", "clamp", "clamp_min"})
+FUSED = frozenset(
+    "relu relu6 hardtanh leaky_relu prelu clamp clamp_min clamp_max".split()
+)
 """Activation functions that hardware applies before it rounds: no quantizer stands before them."""
 
-OTHERS = frozenset(
-    """add sub mul div neg mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+SINGULAR = frozenset("log log2 log10 log1p rsqrt reciprocal logit".split())
+"""Functions of one number that are infinite somewhere: what they read is not rounded before, or the
+level 0 would be."""
+
+FUNCTIONS = SINGULAR | frozenset(
+    """sigmoid hardsigmoid tanh hardswish silu gelu elu mish softplus selu celu exp exp2 expm1 sqrt
+    pow square abs sign sin cos tan asin acos atan sinh cosh asinh erf erfc softsign softshrink
+    hardshrink log_sigmoid threshold rrelu floor ceil round trunc frac remainder fmod
+    floor_divide""".split()
+)
+"""Functions of one number."""
+
+OTHERS = FUNCTIONS | frozenset(
+    """add sub rsub mul div neg mean sum cumsum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d
-    upsample_bicubic2d upsample_trilinear3d layer_norm group_norm instance_norm batch_norm softmax
-    sigmoid hardsigmoid tanh hardswish silu gelu elu mish softplus""".split()
+    upsample_bicubic2d upsample_trilinear3d layer_norm rms_norm group_norm instance_norm batch_norm
+    softmax log_softmax""".split()
 )
 """Operators that compute new values; these are quantized again."""
 
 TRANSPARENT = frozenset(
-    """view _unsafe_view reshape flatten unflatten permute transpose t movedim slice select narrow
-    getitem split split_with_sizes chunk unbind squeeze unsqueeze expand expand_as contiguous clone
-    alias detach detach_ lift_fresh_copy dropout feature_dropout max_pool1d max_pool2d max_pool3d
-    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d pad constant_pad_nd
-    upsample_nearest1d upsample_nearest2d upsample_nearest3d pixel_shuffle channel_shuffle roll flip
-    repeat repeat_interleave index index_select gather masked_fill
-    """.split()
+    """view _unsafe_view view_as reshape reshape_as flatten unflatten permute transpose t movedim
+    slice select narrow getitem split split_with_sizes tensor_split chunk unbind squeeze unsqueeze
+    expand expand_as contiguous clone alias detach detach_ lift_fresh_copy dropout feature_dropout
+    max_pool1d max_pool2d max_pool3d max_pool2d_with_indices adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d amax amin max min topk sort pad constant_pad_nd reflection_pad1d
+    reflection_pad2d replication_pad1d replication_pad2d upsample_nearest1d upsample_nearest2d
+    upsample_nearest3d pixel_shuffle pixel_unshuffle channel_shuffle roll flip rot90 tile repeat
+    repeat_interleave index index_select gather take_along_dim diagonal unfold im2col tril triu
+    masked_fill index_fill to _to_copy type_as convert_element_type""".split()
 )
 """Operators that only move values, or pick from them: what was on a grid stays on it."""
 
-JOINS = frozenset({"cat", "stack", "slice_scatter", "select_scatter"})
-"""Operators that put tensors together; these are rounded once, on the grid of the result."""
+JOINS = frozenset(
+    """cat stack slice_scatter select_scatter index_put where maximum minimum masked_scatter
+    scatter""".split()
+)
+"""Operators that put several tensors together; these are rounded once, on the result's grid."""
 
 MAKERS = frozenset(
     """zeros ones full empty arange linspace eye scalar_tensor zeros_like ones_like full_like
-    empty_like new_zeros new_ones new_full new_empty fill
-    """.split()
+    empty_like new_zeros new_ones new_full new_empty fill""".split()
 )
 """Operators that make a new tensor: a constant, whatever its shape was taken from."""
 
 
-def parts_of(node: fx.Node) -> list[fx.Node]:
-    """The tensors that a ``JOINS`` operator puts together."""
+def parts_of(node: fx.Node) -> list:
+    """What a ``JOINS`` operator puts together: tensors, and numbers where it takes them."""
+    if op(node) == "where":
+        return list(node.args[1:3])
+    if op(node) in ("index_put", "masked_scatter"):
+        return [node.args[0], node.args[2]]
+    if op(node) == "scatter":
+        return [node.args[0], node.args[3]]
     first = node.args[0]
     return list(first) if isinstance(first, (list, tuple)) else list(node.args[:2])
 
@@ -74,10 +98,16 @@ def op(node: fx.Node) -> str:
         return ""
     packet = getattr(node.target, "overloadpacket", node.target)
     name = packet.__name__
+    if name == "div" and node.kwargs.get("rounding_mode"):
+        return "floor_divide"
     if name in ("mul", "div"):
-        numbers = [a for a in node.args[:2] if not isinstance(a, fx.Node) or _is_smoothing(a)]
-        name = "rescale" if numbers else name
-    return "softmax" if name == "_softmax" else name
+        numbers = [not isinstance(a, fx.Node) or _is_smoothing(a) for a in node.args[:2]]
+        if name == "div" and numbers == [True, False]:
+            return "reciprocal"
+        name = "rescale" if any(numbers) else name
+    if name in ("max", "min") and len(node.args) > 1 and isinstance(node.args[1], fx.Node):
+        return f"{name}imum"
+    return {"_softmax": "softmax", "_log_softmax": "log_softmax"}.get(name, name)
 
 
 SMOOTHING = "smoothing"

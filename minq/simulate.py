@@ -291,9 +291,11 @@ def _operands(node: fx.Node) -> list[fx.Node]:
     kind = graph.op(node)
     if kind in graph.LAYERS:
         return [] if kind == "embedding" else [graph.input_of(node)]
+    if kind in graph.SINGULAR:
+        return []
     if kind in graph.JOINS:
         inputs = graph.parts_of(node)
-    elif kind in graph.PRODUCTS or kind in ("add", "sub", "mul", "div"):
+    elif kind in graph.PRODUCTS or kind in ("add", "sub", "rsub", "mul", "div", "pow"):
         inputs = [x for x in node.args[:2] if x is not _mask(node)]
     else:
         inputs = list(node.args[:1])
@@ -317,7 +319,7 @@ def _rounded_later(node: fx.Node) -> bool:
     (user,) = node.users
     if graph.op(user) in graph.FUSED:
         return graph.op(node) not in graph.FUSED
-    if graph.op(user) in graph.JOINS:
+    if graph.op(user) in graph.JOINS | graph.SINGULAR:
         return True
     return _mask(node) is not None
 

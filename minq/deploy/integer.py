@@ -109,7 +109,7 @@ class IntegerNetwork(nn.Module):
         super().__init__()
         self.program, self.places = compiler.program, compiler.places
         self.layers, self.islands = compiler.layers, compiler.islands
-        self._dtype, self._source = compiler.dtype, (compiler.q,)  # a tuple hides the module
+        self._dtype, self._source = compiler.dtype, (compiler.source,)  # a tuple hides the module
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -334,4 +334,16 @@ class Move(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = self.function(x.double(), *args, **kwargs)
-        return tree_map_only(Tensor, lambda t: t.to(x.dtype), y)
+        return tree_map_only(Tensor, lambda t: t.to(x.dtype) if t.is_floating_point() else t, y)
+
+
+class Fill(nn.Module):
+    """One level in a tensor of a shape that is given; of the type of other integers, or its own."""
+
+    def __init__(self, level: int, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.level, self.dtype = level, dtype
+
+    def forward(self, shape: Tensor, like: Tensor | None = None) -> Tensor:
+        dtype = self.dtype if like is None else like.dtype
+        return torch.full_like(shape, self.level, dtype=dtype)

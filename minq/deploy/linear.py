@@ -1,0 +1,307 @@
+"""Layers, products and sums: what a device multiplies and adds. See ``minq.deploy.forms``."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from minq import graph
+from minq.deploy import kernels
+from minq.deploy.forms import (
+    INF,
+    Constant,
+    Filled,
+    Function,
+    Hidden,
+    Island,
+    Parameter,
+    Pieces,
+    Sum,
+    Term,
+)
+from minq.deploy.moves import hide, masked_fill
+from minq.deploy.rational import count, denominator
+from minq.mac import accumulator_bits_of, bits_for
+from minq.simulate import place
+
+if TYPE_CHECKING:
+    from minq.deploy.compile import Compiler
+
+aten = torch.ops.aten
+
+RATIONAL = frozenset(
+    """mean sum cumsum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d""".split()
+)
+"""Linear functions with rational coefficients, which integers compute up to a common factor."""
+
+
+# --- Layers and products --------------------------------------------------------------------------
+
+
+def layer(c: Compiler, node: fx.Node) -> Sum:
+    """Eq. (13): W_int x_int, the bias in the same unit, the input's zero-point folded in."""
+    kind, w, bias = graph.op(node), c.forms[graph.weight_node(node)], graph.bias_node(node)
+    b = c.forms[bias] if bias is not None else None
+    if not isinstance(w, Constant) or not isinstance(b, Parameter | None):
+        raise Island("its weight is not quantized")
+    x = c.grid(node.args[0])
+    transposed, groups = kind in graph.TRANSPOSED, graph.groups_of(node)
+    if w.scale.numel() > 1 and w.scale.shape[int(transposed)] != w.scale.numel():
+        raise Island("its weight has more scales than outputs")
+    rows = (graph.turn(w.values, groups) if transposed else w.values).flatten(1)
+    scale = w.scale.reshape(-1) * x.scale
+    b_int = torch.zeros(len(rows), dtype=torch.int64)
+    if b is not None:
+        b_int = _bias(c, node, b.values.double(), scale)
+    folded = b_int if transposed else b_int - x.zero * rows.sum(1)
+    low, high = (x.low - x.zero, x.high - x.zero) if transposed else (x.low, x.high)
+    settings, pads = _geometry(node, w.values.ndim - 2)
+    module = kernels.Layer(
+        getattr(nn.functional, kind),
+        w.values.to(kernels.storage(int(w.values.min()), int(w.values.max()))),
+        folded.int(),
+        x.zero,
+        pads,
+        not transposed,
+        **settings,
+    )
+    signed = low < 0
+    bits = bits_for(low, high) - (not signed)
+    module.bound = accumulator_bits_of(rows, bits, activation_signed=signed, bias=folded)
+    new = _accumulate(c, graph.layer_name(node), module, (x.node,))
+    dims = 0 if kind == "linear" else w.values.ndim - 2
+    scale = scale.reshape(-1, *[1] * dims) if len(scale) > 1 else scale.reshape(())
+    return Sum((Term(new, scale, 0, *_limits(module)),))
+
+
+def _bias(c: Compiler, node: fx.Node, bias: Tensor, scale: Tensor) -> Tensor:
+    """b_int = round(b / (s_w s_x)), 32 bits."""
+    b_int = torch.round(bias / scale)
+    if (worst := float(b_int.abs().max())) >= 2**31:
+        channel = int(b_int.abs().argmax())
+        raise ValueError(
+            f"the bias of {graph.layer_name(node)} has {worst:.3g} steps of s_w s_x in output "
+            f"{channel}, more than 32 bits hold: the channel's weights are next to nothing; "
+            "set them to 0, or give the weight one scale for all channels"
+        )
+    c.biases[node.name] = b_int * scale
+    return b_int.long()
+
+
+def _geometry(node: fx.Node, dims: int) -> tuple[dict[str, Any], list[int]]:
+    """Keywords of torch's function, and what to pad before it is called."""
+    kind, argument = graph.op(node), graph.argument
+    if kind == "linear":
+        return {}, []
+    groups = graph.groups_of(node)
+    if kind in graph.TRANSPOSED:
+        names = (("stride", 1), ("padding", 0), ("output_padding", 0), ("groups", 1),
+                 ("dilation", 1))  # fmt: skip
+        return {k: argument(node, 3 + i, k, v) for i, (k, v) in enumerate(names)}, []
+    kernel = graph.shape_of(graph.weight_node(node))[2:]
+    stride, pads, dilation = graph.geometry(node, kernel)
+    flat = [p for pair in reversed(pads) for p in pair]
+    return {"stride": stride, "dilation": dilation, "groups": groups}, flat
+
+
+def product(c: Compiler, node: fx.Node) -> Any:
+    """Two tensors multiplied, as matrices or element by element; zero-points are subtracted."""
+    matrices = graph.op(node) in graph.PRODUCTS
+    if not matrices and (scaled := _by_a_constant(c, node)) is not None:
+        return scaled
+    a, b = (c.factor(x) for x in node.args[:2])
+    scale = _scale_of_product(a.scale, b.scale, node, matrices)
+    width = graph.shape_of(node.args[0])[-1] if matrices else 1
+    if not graph.fixed(width):
+        raise Island("its sums have any length")
+    corners = [(u - a.zero) * (v - b.zero) for u in (a.low, a.high) for v in (b.low, b.high)]
+    module = kernels.Product(node.target, (a.zero, b.zero))
+    module.bound = bits_for(int(width) * min(*corners, 0), int(width) * max(*corners, 0))
+    new = _accumulate(c, place(node), module, (a.node, b.node))
+    return Sum((Term(new, scale, 0, *_limits(module)),))
+
+
+def _scale_of_product(a: Tensor, b: Tensor, node: fx.Node, matrices: bool) -> Tensor:
+    """One scale, or one for each row of the left and each column of the right matrix."""
+    left, right = (len(graph.shape_of(x)) for x in node.args[:2])
+    rows = matrices and left > 1 and a.ndim > 1 and a.shape[-2] == a.numel()
+    columns = matrices and right > 1 and b.shape[-1:] == (b.numel(),)
+    if (a.numel() > 1 and not rows) or (b.numel() > 1 and not columns):
+        raise Island("an operand has several scales along its sums")
+    a = a.reshape(-1, 1) if a.numel() > 1 and right > 1 else a.reshape(-1)
+    scale = a * b.reshape(-1)
+    return scale.reshape(()) if scale.numel() == 1 else scale
+
+
+def _by_a_constant(c: Compiler, node: fx.Node) -> Sum | None:
+    """A tensor times a parameter without quantizer: more scales, nothing to compute."""
+    for x, y in (node.args[:2], node.args[1::-1]):
+        form = c.forms[x]
+        if isinstance(c.forms[y], Parameter) and isinstance(form, Sum) and form.plain:
+            if _same_shape(x, node):
+                return form.times(c.values(y))
+    return None
+
+
+def _same_shape(a: fx.Node, b: fx.Node) -> bool:
+    return [*map(str, graph.shape_of(a))] == [*map(str, graph.shape_of(b))]
+
+
+def _accumulate(c: Compiler, name: str, module: kernels.Accumulate, args: tuple) -> fx.Node:
+    module.bits = c.arithmetic.accumulator_bits
+    if module.bound > module.bits and not c.wraps:
+        raise ValueError(
+            f"{name} may need {module.bound} bits where accumulators have {module.bits}; "
+            'allow more, take fewer bits, or pass overflow="wrap"'
+        )
+    new = c.module(name, module, args)
+    c.layers[c.unused(name, c.layers)] = module
+    return new
+
+
+def _limits(module: kernels.Accumulate) -> tuple[int, int]:
+    half = 2 ** (min(module.bound, module.bits) - 1)
+    return -half, half - 1
+
+
+# --- Sums -----------------------------------------------------------------------------------------
+
+
+def add(c: Compiler, node: fx.Node) -> Any:
+    """a + alpha b; a mask that is added to scores hides them."""
+    kind, alpha = graph.op(node), float(node.kwargs.get("alpha", 1))
+    operands = list(node.args[:2])
+    if kind == "rsub":
+        operands.reverse()
+    if kind == "add" and alpha == 1 and (masked := _masked(c, *operands)) is not None:
+        return masked
+    for x, y in (operands, operands[::-1]):
+        filled = isinstance(x, fx.Node) and isinstance(c.forms[x], Filled)
+        if filled and not (isinstance(y, fx.Node) and _same_shape(y, node)):
+            raise Island("a constant spreads the other operand")
+    a, b = map(c.summand, operands)
+    b = b.times((-1.0 if kind in ("sub", "rsub") else 1.0) * alpha)
+    if not a.terms + b.terms:
+        raise Island("it adds constants")
+    return Sum(a.terms + b.terms, a.constant + b.constant)
+
+
+def _masked(c: Compiler, x: Any, y: Any) -> Hidden | None:
+    """Scores plus a constant of 0 where they count, and about -infinity where they do not."""
+    for scores, mask in ((x, y), (y, x)):
+        form = c.forms.get(mask) if isinstance(mask, fx.Node) else None
+        known = c.forms.get(scores) if isinstance(scores, fx.Node) else None
+        if not isinstance(form, Parameter) or not isinstance(known, Sum) or known.grid is None:
+            continue
+        values = form.values.double()
+        low, high = float(values.min()), float(values.max())
+        hidden = values == low
+        two = bool(((values == 0) | hidden).all()) and not hidden.all(-1).any()
+        if high == 0 and low < -1e3 and two:
+            return hide(c, known.grid, low, fill=lambda x, y, m=hidden: masked_fill(c, x, m, y))
+    return None
+
+
+def neg(c: Compiler, node: fx.Node) -> Sum:
+    return c.summand(node.args[0]).times(-1.0)
+
+
+def rescale(c: Compiler, node: fx.Node) -> Any:
+    """A product with a number, or with a factor for each channel."""
+    a, b = node.args[:2]
+    name = getattr(node.target, "overloadpacket", node.target).__name__
+    if isinstance(a, fx.Node) and isinstance(b, fx.Node):
+        a, b = (a, b) if isinstance(c.forms[b], Parameter) else (b, a)
+        factor = c.values(b)
+        return c.summand(a).times(factor if name == "mul" else 1 / factor)
+    if isinstance(a, fx.Node):
+        if node.kwargs.get("rounding_mode"):
+            raise Island("it rounds by itself")
+        return c.summand(a).times(float(b) if name == "mul" else 1 / float(b))
+    if node.target in (aten.mul.Tensor, operator.mul):
+        return c.summand(b).times(float(a))
+    raise Island("a number divided by a tensor")
+
+
+def batch_norm(c: Compiler, node: fx.Node) -> Sum:
+    """One factor and one constant for each channel, eq. (9)."""
+    x = c.summand(node.args[0])
+    gamma, beta, mean, variance = (None if a is None else c.values(a) for a in node.args[1:5])
+    if node.args[5] or mean is None:
+        raise Island("it normalizes by the batch's own statistics")
+    factor = (variance + node.args[7]).rsqrt() * (1.0 if gamma is None else gamma)
+    shift = (0.0 if beta is None else beta) - mean * factor
+    shape = [-1] + [1] * (len(graph.shape_of(node.args[0])) - 2)
+    y = x.times(factor.reshape(shape))
+    return replace(y, constant=y.constant + shift.reshape(shape))  # eq. (9)
+
+
+def rational(c: Compiler, node: fx.Node) -> Sum:
+    """A mean, pooling, interpolation: sums of integers, the denominator in the scale."""
+    x = c.grid(node.args[0])
+    factor = denominator(node)
+    average = kernels.Average(node.target, x.zero, factor)
+    most = max(abs(x.low - x.zero), abs(x.high - x.zero)) * factor
+    if graph.op(node) in ("sum", "cumsum"):
+        most *= count(node)
+    if most >= 2**31:
+        raise Island("its common denominator is too large for 32 bits")
+    average.bound = bits_for(-most, most)
+    rest = fx.map_arg((node.args[1:], dict(node.kwargs)), c.plain)
+    new = c.module(place(node), average, (x.node, *rest[0]), rest[1])
+    return Sum((Term(new, x.scale / factor, 0, -most, most),))
+
+
+# --- What is fused --------------------------------------------------------------------------------
+
+
+def fused(c: Compiler, node: fx.Node) -> Any:
+    """Activation functions that are bounds of the next rounding, or a second slope."""
+    form = c.forms[node.args[0]]
+    if isinstance(form, Pieces) and graph.op(node) != "prelu":
+        return Pieces(tuple(_clamped(c, node, p) for p in form.parts), form.join)
+    return _clamped(c, node, form)
+
+
+def _clamped(c: Compiler, node: fx.Node, x: Any) -> Any:
+    if isinstance(x, Constant):
+        x = c.sum_of(x)
+    if isinstance(x, Function):
+        then = c.of_one_number(node, node.args[0])
+        return Function(x.term, lambda r: then(x.function(r)))
+    if not isinstance(x, Sum):
+        raise Island("its input is not on a grid")
+    kind, argument = graph.op(node), graph.argument
+    if kind in ("leaky_relu", "prelu"):
+        slope = torch.tensor(argument(node, 1, "negative_slope", 0.01), dtype=torch.float64) \
+            if kind == "leaky_relu" else c.values(node.args[1])  # fmt: skip
+        if not x.plain:
+            raise Island("it follows another function")
+        if slope.numel() > 1:
+            slope = slope.reshape([-1] + [1] * (len(graph.shape_of(node)) - 2))
+        return replace(x, slope=slope.reshape(()) if slope.numel() == 1 else slope)
+    low, high = {
+        "relu": (0.0, None), "relu6": (0.0, 6.0), "clamp_max": (None, node.args[-1]),
+    }.get(kind) or (
+        argument(node, 1, "min_val" if kind == "hardtanh" else "min",
+                 -1.0 if kind == "hardtanh" else None),
+        argument(node, 2, "max_val" if kind == "hardtanh" else "max",
+                 1.0 if kind == "hardtanh" else None),
+    )  # fmt: skip
+    low, high = _bound(c, low, -INF), _bound(c, high, INF)
+    # As torch does: first up to low, then down to high.
+    bounds = [torch.minimum(torch.maximum(v, low), high) for v in (x.low, x.high)]
+    return replace(x, low=bounds[0], high=bounds[1])
+
+
+def _bound(c: Compiler, value: Any, default: Tensor) -> Tensor:
+    if value is None:
+        return default
+    if isinstance(value, fx.Node):
+        return c.values(value)
+    return torch.tensor(float(value), dtype=torch.float64)

@@ -1,0 +1,252 @@
+"""Operators that move values, pick them, put them together or fill up: on integers as on reals.
+
+What is on a grid stays on it, if two things are seen to: what an operator fills up with is the
+level of its value and not the number itself, and where values are compared, more steps must mean
+more (a negative scale is turned first).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from minq import graph
+from minq.deploy import kernels
+from minq.deploy.forms import (
+    Constant,
+    Filled,
+    Hidden,
+    Island,
+    Parameter,
+    Pieces,
+    Plain,
+    Sum,
+    Term,
+)
+from minq.deploy.normalize import NOTHING
+from minq.simulate import place
+
+if TYPE_CHECKING:
+    from minq.deploy.compile import Compiler
+
+aten = torch.ops.aten
+
+FLOAT_ONLY = frozenset(
+    """max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d pad im2col max_unpool2d max_unpool3d
+    max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices""".split()
+)
+"""Moves that torch does not offer for all integers."""
+
+ORDERED = frozenset(
+    """max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices
+    max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin
+    aminmax max min maximum minimum fmax fmin topk sort argsort argmax argmin median kthvalue cummax
+    cummin""".split()
+)
+"""Moves that look which of two values is larger."""
+
+AROUND_ZERO = frozenset("tril triu im2col diag_embed max_unpool2d max_unpool3d".split())
+"""Moves that fill up with zeros."""
+
+
+def move(c: Compiler, node: fx.Node) -> Any:
+    first, *others = node.args
+    kind, form = graph.op(node), c.forms.get(first) if isinstance(first, fx.Node) else None
+    if form is None or any(not isinstance(c.forms[x], Plain) for x in node.all_input_nodes[1:]):
+        raise Island("it joins several tensors")
+    if isinstance(form, Filled) and kind not in AROUND_ZERO | FILLING and _one(node):
+        return Filled(_call(c, node, form.node, others), form.value)
+    if isinstance(form, Hidden) and kind not in ORDERED | AROUND_ZERO | FILLING:
+        return replace(form, term=replace(form.term, node=_call(c, node, form.term.node, others)))
+    x = c.factor(first)
+    if x.scale.ndim:
+        raise Island("its input has several scales")
+    if kind in ORDERED:
+        x = _upwards(c, x)
+    if kind in AROUND_ZERO and x.zero:
+        x = _around_zero(c, x)
+    if kind in FILLING:
+        filled = _filled(c, node, kind, others, x)
+        if isinstance(filled, Hidden):
+            return filled
+        others = filled
+    new = _call(c, node, x.node, others)
+    if _one(node) and not graph.is_float(node):
+        return Plain(new)  # where the largest lies
+    return Sum((replace(x, node=new),))
+
+
+def _one(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def _call(c: Compiler, node: fx.Node, x: fx.Node, others: list) -> fx.Node:
+    """The same operator on other values."""
+    args, kwargs = fx.map_arg((tuple(others), dict(node.kwargs)), c.plain)
+    if graph.op(node) in FLOAT_ONLY:
+        return c.module(place(node), kernels.Move(node.target), (x, *args), kwargs)
+    return c.graph.call_function(node.target, (x, *args), kwargs)
+
+
+def _upwards(c: Compiler, x: Term) -> Term:
+    """The same real numbers with a positive scale."""
+    if x.scale > 0:
+        return x
+    wide = c.graph.call_method("int", (x.node,))
+    down = c.graph.call_function(aten.neg.default, (wide,))
+    return Term(down, -x.scale, -x.zero, -x.high, -x.low)
+
+
+def _around_zero(c: Compiler, x: Term) -> Term:
+    """The same real numbers with the zero-point 0."""
+    wide = c.graph.call_method("int", (x.node,))
+    less = c.graph.call_function(aten.sub.Tensor, (wide, x.zero))
+    return Term(less, x.scale, 0, min(x.low - x.zero, 0), max(x.high - x.zero, 0))
+
+
+# --- Filling up -----------------------------------------------------------------------------------
+
+FILLING = frozenset({"constant_pad_nd", "pad", "masked_fill", "index_fill"})
+
+
+def _filled(c: Compiler, node: fx.Node, kind: str, others: list, x: Term) -> list | Hidden:
+    """The level of the value that fills up, among the arguments; or scores that are hidden."""
+    at = {"pad": 3, "index_fill": 3}.get(kind, 2)
+    if kind == "pad" and graph.argument(node, 2, "mode", "constant") != "constant":
+        return others
+    value = graph.argument(node, at, "value", 0.0)
+    if isinstance(value, fx.Node):
+        raise Island("what it fills up with is not a number")
+    value = float(value or 0.0)
+    padding = [*others, "constant"] if kind == "pad" and len(others) == 1 else others
+
+    def fill(new: fx.Node, level: Any) -> fx.Node:
+        return _call(c, node, new, [*padding[: at - 1], level])
+
+    readers = {graph.op(user) for user in node.users}
+    if value == -math.inf and x.scale > 0 and readers <= {"max_pool1d", "max_pool2d", "max_pool3d"}:
+        return [*padding[: at - 1], x.low]  # never larger than what is pooled with it
+    if not x.holds(value):
+        if kind != "pad":
+            return hide(c, x, value, fill)
+        raise Island(f"it fills up with {value:g}, which is not on the grid")
+    return [*padding[: at - 1], x.level(value)]
+
+
+def hide(c: Compiler, x: Term, value: float, fill: Callable[[fx.Node, Any], fx.Node]) -> Hidden:
+    """Scores of which some are filled with a value that counts for nothing beside the others."""
+    if x.scale.ndim or not x.scale > 0 or value > x.ends[0] - NOTHING:
+        raise Island(f"it fills up with {value:g}, which is not on the grid")
+    # As many steps below the lowest level as there are levels: beyond a table of exponentials.
+    level = x.low - (x.high - x.low) - 1
+    if level < -(2**31):
+        raise Island("it hides values of an accumulator")
+    wide = c.graph.call_method("int", (x.node,))
+    return Hidden(replace(x, node=fill(wide, level), low=level), value)
+
+
+def masked_fill(c: Compiler, x: fx.Node, mask: Tensor, value: int) -> fx.Node:
+    return c.graph.call_function(aten.masked_fill.Scalar, (x, c.buffer(mask), value))
+
+
+# --- Putting together -----------------------------------------------------------------------------
+
+
+def join(c: Compiler, node: fx.Node) -> Any:
+    """cat, where, maximum, ...: on the one grid that all parts lie on, or rounded to one later."""
+    kind, parts = graph.op(node), graph.parts_of(node)
+    if graph.argument(node, 3, "accumulate", False) is True and kind == "index_put":
+        raise Island("it adds up")
+    if kind != "where" and not all(isinstance(p, fx.Node) for p in parts):
+        raise Island("it fills up with numbers")
+    forms = [_part(c, p) for p in parts]
+
+    def together(nodes: list[fx.Node]) -> fx.Node:
+        """The operator with other values: in the order of its arguments."""
+        left = iter(nodes)
+        numbers = kind == "where"
+
+        def new(x: Any) -> Any:
+            if isinstance(x, list | tuple):
+                return type(x)(map(new, x))
+            if isinstance(x, fx.Node):
+                return next(left) if x in chosen else c.plain(x)
+            return next(left) if numbers and isinstance(x, int | float) else x
+
+        chosen = {p for p in parts if isinstance(p, fx.Node)}
+        target = aten.where.self if kind == "where" else node.target
+        kwargs = {k: new(v) for k, v in node.kwargs.items()}
+        return c.graph.call_function(target, tuple(map(new, node.args)), kwargs)
+
+    terms = [f.grid for f in forms if isinstance(f, Sum)]
+    if terms and terms[0] is not None:
+        x = terms[0]
+        same = all(t is not None and t.scale == x.scale and t.zero == x.zero for t in terms)
+        rest = [f for f in forms if not isinstance(f, Sum)]
+        if kind in ORDERED and not x.scale > 0:
+            same = False
+        if same and all(_on_grid(f, x) for f in rest):
+            return _on_one_grid(c, forms, x, together)
+        masks = [f for f in rest if isinstance(f, Filled)]
+        if kind == "where" and len(terms) == len(masks) == 1 and not x.holds(masks[0].value):
+            return _hidden_where(c, forms, x, masks[0], together)
+    return Pieces(tuple(forms), together)
+
+
+def _part(c: Compiler, x: Any) -> Any:
+    if not isinstance(x, fx.Node):
+        number = c.buffer(torch.tensor(float(x), dtype=torch.float64))
+        return Filled(number, float(x))
+    form = c.forms[x]
+    if isinstance(form, Plain):
+        raise Island("a part of it is no real number")
+    return c.sum_of(form) if isinstance(form, Constant) else form
+
+
+def _on_grid(form: Any, x: Term) -> bool:
+    """Whether all values of a constant are levels."""
+    if isinstance(form, Filled):
+        return x.holds(form.value)
+    if isinstance(form, Parameter) and form.values.numel() <= 2**16:
+        return all(map(x.holds, form.values.flatten().unique().tolist()))
+    return False
+
+
+def _on_one_grid(c: Compiler, forms: list, x: Term, together: Callable) -> Sum:
+    terms = [f.grid for f in forms if isinstance(f, Sum)]
+    low, high = min(t.low for t in terms), max(t.high for t in terms)
+    like, nodes = terms[0].node, []
+    if len({(t.low, t.high) for t in terms}) > 1:  # they may be stored in different types
+        like = c.graph.call_method("int", (like,))
+    for form in forms:
+        if isinstance(form, Filled):
+            new = c.module("filled", kernels.Fill(x.level(form.value)), (form.node, like))
+        elif isinstance(form, Parameter):
+            levels = torch.round(form.values.double() / x.scale) + x.zero
+            new = c.graph.call_method("type_as", (c.buffer(levels.int()), like))
+        else:
+            new = form.terms[0].node
+            if like is not terms[0].node:
+                new = c.graph.call_method("int", (new,))
+        nodes.append(new)
+    return Sum((Term(together(nodes), x.scale, x.zero, low, high),))
+
+
+def _hidden_where(c: Compiler, forms: list, x: Term, mask: Filled, together: Callable) -> Any:
+    """where(seen, scores, -inf)."""
+    first = isinstance(forms[0], Sum)
+
+    def fill(new: fx.Node, level: int) -> fx.Node:
+        filled = c.module("filled", kernels.Fill(level), (mask.node, new))
+        return together([new, filled] if first else [filled, new])
+
+    try:
+        return hide(c, x, mask.value, fill)
+    except Island:
+        return Pieces(tuple(forms), together)
