@@ -132,13 +132,13 @@ def test_masks_are_left_alone(turned, twice, source):
 
 def test_an_unsupported_operator_is_named_and_stays_in_float():
     model = Lambda(
-        lambda m, x: m.b(torch.cumsum(m.a(x), 1).relu()), a=nn.Linear(6, 4), b=nn.Linear(4, 2)
+        lambda m, x: m.b(torch.cumprod(m.a(x), 1).relu()), a=nn.Linear(6, 4), b=nn.Linear(4, 2)
     )
     gm = minq.capture(model.eval(), noise(2, 6))
-    with pytest.warns(UserWarning, match="cumsum is not among"):
+    with pytest.warns(UserWarning, match="cumprod is not among"):
         minq.insert_quantizers(gm)
     # Its operand stays on a grid, and what it gives is rounded for the next one.
-    assert rounded(gm) == ["placeholder", "linear", "cumsum", "relu", "linear"]
+    assert rounded(gm) == ["placeholder", "linear", "cumprod", "relu", "linear"]
     with torch.no_grad():
         torch.testing.assert_close(gm(noise(2, 6)), model(noise(2, 6)))
     gm = minq.capture(

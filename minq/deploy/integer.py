@@ -46,8 +46,8 @@ def to_integer(
     accumulator_bits, overflow: how wide accumulators are, 2 to 32, and what happens where weights
         are such that some input may overflow them: "error", or "wrap" as two's complement does.
 
-    A bias becomes a 32-bit integer of scale s_w s_x. Softmax, layer norm and what has no quantizer
-    compute in floats; ``islands`` names them.
+    A bias becomes a 32-bit integer of scale s_w s_x. A function of one number is a table of at most
+    2^16 entries. What has no quantizer or no integer form computes in floats; ``islands`` names it.
 
     Raises TypeError for a network without quantizers, RuntimeError for quantizers that have no
     range yet, ValueError for a bias or an accumulator that does not fit.

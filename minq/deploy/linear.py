@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -203,7 +204,7 @@ def _masked(c: Compiler, x: Any, y: Any) -> Hidden | None:
         hidden = values == low
         two = bool(((values == 0) | hidden).all()) and not hidden.all(-1).any()
         if high == 0 and low < -1e3 and two:
-            return hide(c, known.grid, low, fill=lambda x, y, m=hidden: masked_fill(c, x, m, y))
+            return hide(c, known.grid, low, partial(masked_fill, c, hidden))
     return None
 
 

@@ -151,7 +151,7 @@ def hide(c: Compiler, x: Term, value: float, fill: Callable[[fx.Node, Any], fx.N
     return Hidden(replace(x, node=fill(wide, level), low=level), value)
 
 
-def masked_fill(c: Compiler, x: fx.Node, mask: Tensor, value: int) -> fx.Node:
+def masked_fill(c: Compiler, mask: Tensor, x: fx.Node, value: int) -> fx.Node:
     return c.graph.call_function(aten.masked_fill.Scalar, (x, c.buffer(mask), value))
 
 
@@ -219,7 +219,7 @@ def _on_grid(form: Any, x: Term) -> bool:
 
 
 def _on_one_grid(c: Compiler, forms: list, x: Term, together: Callable) -> Sum:
-    terms = [f.grid for f in forms if isinstance(f, Sum)]
+    terms = [t for f in forms if isinstance(f, Sum) and (t := f.grid) is not None]
     low, high = min(t.low for t in terms), max(t.high for t in terms)
     like, nodes = terms[0].node, []
     if len({(t.low, t.high) for t in terms}) > 1:  # they may be stored in different types
