@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from array_api_compat import is_array_api_obj, is_torch_array
@@ -262,7 +263,7 @@ def dequantize(
         _align(v, x_int, axis, group, name)
         for v, name in ((scale, "scale"), (zero_point, "zero_point"))
     )
-    return xp.astype(_from_grid(xp.astype(x_int, dtype), scale, zero_point), given)
+    return narrow(_from_grid(xp.astype(x_int, dtype), scale, zero_point), given)
 
 
 def fake_quantize(
@@ -291,8 +292,25 @@ def fake_quantize(
     x, scale, zero_point, n, p = _operands(
         x, scale, zero_point, bits, signed, restricted, axis, group
     )
-    x_hat = _simulate(x, scale, zero_point, n, p, rounding)
-    return namespace(x).astype(x_hat, given, copy=False)
+    return narrow(_simulate(x, scale, zero_point, n, p, rounding), given)
+
+
+def narrow(x: Array, dtype: Any) -> Array:
+    """``x`` in the dtype that was asked for, no further than that reaches; its gradient is kept.
+
+    The end of a grid can lie half a step beyond the last finite half float.
+
+    >>> narrow(np.array([65536.0, -1e6, 2.5]), np.float16)
+    array([ 6.55e+04, -6.55e+04,  2.50e+00], dtype=float16)
+    """
+    xp = namespace(x)
+    most = float(xp.finfo(dtype).max)
+    if most < float(xp.finfo(x.dtype).max):
+        if getattr(x, "requires_grad", False):
+            x = x + (clamp(x, -most, most) - x).detach()
+        else:
+            x = clamp(x, -most, most)
+    return xp.astype(x, dtype, copy=False)
 
 
 def _simulate(

@@ -26,7 +26,7 @@ from array_api_compat import is_array_api_obj, is_torch_array
 
 from minq import ranges
 from minq._checks import Array, as_float, clamp, compute_dtype, like, namespace
-from minq.affine import _align, _check_scale, round_half_even
+from minq.affine import _align, _check_scale, narrow, round_half_even
 
 BLOCK = 32
 """Numbers that share a scale in the MX formats."""
@@ -207,7 +207,7 @@ def fake_quantize_float(
         u = xp.astype(x, dtype, copy=False) / scale
     u = clamp(u, -format.largest, format.largest)
     step = _step(u.detach() if is_torch_array(u) else u, format)
-    return xp.astype(scale * (step * rounding(u / step)), given, copy=False)
+    return narrow(scale * (step * rounding(u / step)), given)
 
 
 def _step(u: Array, format: FloatFormat) -> Array:

@@ -23,6 +23,7 @@ from minq.affine import (
     _align,
     _clamp,
     integer_grid,
+    narrow,
     quantize,
     round_straight_through,
     scale_zero_point,
@@ -129,30 +130,46 @@ class Quantizer(nn.Module):
 
         logarithmic: train ``log2_scale`` instead of ``scale``. The scale stays positive, and a step
             of the optimizer changes it by a factor, whatever its size. With ``power_of_two`` always
-            so, and rounded to a whole power.
+            so, and rounded to a whole power. Without it, the scale is the size of the trained
+            number: a step below zero comes out above it.
         normalize: divide the scale's gradient by sqrt(N p), see ``scale_gradient``.
+
+        Whoever freezes and learns again finds the same parameters, so that an optimizer that holds
+        them goes on; ``forget_training`` drops ``log2_scale``.
         """
         self._require_range()
         self._settle()
-        if logarithmic or self.power_of_two:
+        if not (logarithmic or self.power_of_two):
+            self.log2_scale = None
+        elif self.log2_scale is None:
             self.log2_scale = nn.Parameter(self.scale.detach().log2())
+        elif not torch.equal(self._learned_scale().detach(), self.scale):  # it has a new range
+            self.log2_scale.data = self.scale.detach().log2()
         self.normalize = normalize
         return self._enter("learn")
 
+    def forget_training(self) -> Quantizer:
+        """Freeze, without what only training needs; an optimizer's ``log2_scale`` is lost."""
+        self.freeze()
+        self.log2_scale = None
+        return self
+
     def _enter(self, stage: str) -> Quantizer:
-        self._stage = stage
         if stage != "learn":
             self._settle()
-        self.scale.requires_grad_(stage == "learn" and self.log2_scale is None)
-        self.zero_point.requires_grad_(stage == "learn" and not self.symmetric)
+        self._stage = stage
+        learns = stage == "learn"
+        self.scale.requires_grad_(learns and self.log2_scale is None)
+        self.zero_point.requires_grad_(learns and not self.symmetric)
+        if self.log2_scale is not None:
+            self.log2_scale.requires_grad_(learns)
         return self
 
     @torch.no_grad()
-    def _settle(self, keep: bool = False) -> None:
-        """Write the scale that was trained by its logarithm into ``scale``."""
-        if self.log2_scale is not None:
-            self.scale.data = self.grid()[0]
-            self.log2_scale = self.log2_scale if keep else None
+    def _settle(self) -> None:
+        """Write the scale that is being learned into ``scale``."""
+        if self._stage == "learn":
+            self.scale.data = self._learned_scale().detach()
 
     def _require_range(self) -> None:
         if self.batches == 0:
@@ -204,15 +221,20 @@ class Quantizer(nn.Module):
 
     def grid(self) -> tuple[Tensor, Tensor]:
         """The scale and zero-point in use: positive, and whole and on the grid."""
-        if self.log2_scale is None:
-            scale = self.scale.clamp(min=torch.finfo(self.scale.dtype).tiny)
-        elif self.power_of_two:
-            scale = torch.exp2(round_straight_through(self.log2_scale))
-        else:
-            scale = torch.exp2(self.log2_scale)
+        scale = self._learned_scale() if self._stage == "learn" else self.scale
         if self.symmetric:
             return scale, self.zero_point
         return scale, _clamp(round_straight_through(self.zero_point), self.n, self.p)
+
+    def _learned_scale(self) -> Tensor:
+        """2^log2_scale, or |scale| where it is trained itself; always with a gradient."""
+        if self.log2_scale is None:
+            size = torch.where(self.scale < 0, -self.scale, self.scale)
+            least = size.detach().clamp(min=torch.finfo(size.dtype).tiny)
+            return size + (least - size.detach())  # 0 too is left again
+        if self.power_of_two:
+            return torch.exp2(round_straight_through(self.log2_scale))
+        return torch.exp2(self.log2_scale)
 
     # --- using it ---------------------------------------------------------------------------------
 
@@ -229,7 +251,8 @@ class Quantizer(nn.Module):
             _align(v.to(dtype), x, self.axis, self.group, "scale") for v in (scale, zero_point)
         )
         zero_point = None if self.symmetric else zero_point
-        return fake_quantize_trained(x.to(dtype), scale, zero_point, self.n, self.p).to(x.dtype)
+        x_hat = fake_quantize_trained(x.to(dtype), scale, zero_point, self.n, self.p)
+        return narrow(x_hat, x.dtype)
 
     @torch.no_grad()
     def quantize(self, x: Tensor) -> Tensor:
@@ -260,14 +283,17 @@ class Quantizer(nn.Module):
         self._enter(stage)
 
     def _save_to_state_dict(self, *args) -> None:
-        self._settle(keep=True)
+        if self.log2_scale is not None:
+            self._settle()
         super()._save_to_state_dict(*args)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        if prefix + "log2_scale" not in state_dict:
-            self.log2_scale = None if prefix + "scale" in state_dict else self.log2_scale
-        elif self.log2_scale is None:
-            self.log2_scale = nn.Parameter(torch.zeros_like(self.scale))
+        saved = state_dict.get(prefix + "_extra_state", {})
+        if prefix + "log2_scale" in state_dict:
+            if self.log2_scale is None:
+                self.log2_scale = nn.Parameter(torch.zeros_like(self.scale))
+        elif saved.get("stage") == "learn":  # the scale itself is trained
+            self.log2_scale = None
         # A fresh quantizer does not know yet how many channels there will be.
         for name in (*_RANGE, "log2_scale"):
             if (saved := state_dict.get(prefix + name)) is not None:

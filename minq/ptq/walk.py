@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from minq import graph
+from minq.affine import narrow
 from minq.quantizer import Quantizer
 
 Batches = Sequence[Any]
@@ -59,7 +60,7 @@ class Integers(Sequence):
 
     def __getitem__(self, k: Any) -> Tensor:
         x = self.codes[k].to(self.scale.dtype).sub_(self.zero).mul_(self.scale)  # eq. (6)
-        return x.to(self.dtype)
+        return narrow(x, self.dtype)
 
 
 class Walk:

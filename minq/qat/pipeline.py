@@ -77,7 +77,7 @@ def finish(gm: fx.GraphModule) -> fx.GraphModule:
     It is then what ``minq.ptq`` returns: a network of layers and quantizers in eval mode.
     """
     for quantizer in _quantizers(gm):
-        quantizer.freeze()
+        quantizer.forget_training()
     gm.eval()
     _exchange(gm, clamp, torch.ops.aten.clamp.Tensor)
     return batchnorm.remove(gm)
