@@ -280,6 +280,7 @@ class Quantizer(nn.Module):
         if stage not in STAGES:
             raise ValueError(f"stage must be one of {STAGES}, not {stage!r}")
         self.normalize = state.get("normalize", False)
+        self._stage = stage  # the scale is the one that was loaded
         self._enter(stage)
 
     def _save_to_state_dict(self, *args) -> None:
@@ -288,18 +289,21 @@ class Quantizer(nn.Module):
         super()._save_to_state_dict(*args)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        saved = state_dict.get(prefix + "_extra_state", {})
+        saved, kept = state_dict.get(prefix + "_extra_state", {}), None
         if prefix + "log2_scale" in state_dict:
             if self.log2_scale is None:
                 self.log2_scale = nn.Parameter(torch.zeros_like(self.scale))
-        elif saved.get("stage") == "learn":  # the scale itself is trained
-            self.log2_scale = None
+        elif prefix + "scale" in state_dict:
+            kept, self.log2_scale = self.log2_scale, None
         # A fresh quantizer does not know yet how many channels there will be.
         for name in (*_RANGE, "log2_scale"):
-            if (saved := state_dict.get(prefix + name)) is not None:
+            if (value := state_dict.get(prefix + name)) is not None:
                 mine = getattr(self, name)
-                mine.data = torch.empty_like(saved, device=mine.device)
+                mine.data = torch.empty_like(value, device=mine.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if saved.get("stage") != "learn" and kept is not None:  # an optimizer may hold it
+            kept.data = self.scale.detach().abs().log2()
+            self.log2_scale = kept.requires_grad_(False)
 
     def extra_repr(self) -> str:
         flags = "signed", "restricted", "symmetric", "power_of_two"

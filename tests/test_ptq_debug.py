@@ -7,8 +7,10 @@ import matplotlib
 import pytest
 import torch
 from networks import Keywords, captured, noise
+from torch import nn
 
 import minq
+from minq.deploy.cost import layer_costs
 from minq.ptq.debug import EXACT, GOOD, Report, debug, only
 from minq.simulate import activation_quantizers, quantizers, weight_quantizers
 
@@ -176,6 +178,140 @@ def test_a_quantizer_without_a_range(net, images):
     assert state(q) == before
 
 
+def trainable(**settings):
+    """A network in training as ``qat`` holds it, after two steps."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    x = noise(6, 3, 8, 8)
+    q = minq.qat.prepare(net.eval(), [x], weights=4, activations=4, **settings)
+    optimizer = torch.optim.SGD(minq.qat.parameter_groups(q, rate=1e-2), momentum=0.9)
+    for _ in range(2):
+        step(q, optimizer, x)
+    return net, q, optimizer, x
+
+
+def step(q, optimizer, x):
+    optimizer.zero_grad()
+    (q(x) - 1).square().sum().backward()
+    optimizer.step()
+
+
+def everything(q):
+    """All that looking must not change: identities, flags, stages and hooks; values."""
+    tensors = [*q.named_parameters(), *q.named_buffers()]
+    objects = [(name, id(t), t.data_ptr(), t.requires_grad, id(t.grad)) for name, t in tensors]
+    modules = [(name, id(m), m.training, len(m._forward_hooks)) for name, m in q.named_modules()]
+    stages = [m.stage for m in q.modules() if isinstance(m, minq.Quantizer)]
+    values = [v.clone() for _, t in tensors for v in (t.detach(), t.grad) if v is not None]
+    return (objects, modules, stages, list(q.meta)), [*values, torch.get_rng_state()]
+
+
+@pytest.mark.parametrize("way", ["fold", "keep", "refold"])
+@pytest.mark.parametrize("logarithmic", [True, False])
+def test_looking_changes_nothing_in_a_network_that_trains(way, logarithmic):
+    settings = {"batch_norm": way, "logarithmic": logarithmic, "per_channel": True}
+    net, q, optimizer, x = trainable(**settings)
+    _, twin, others, _ = trainable(**settings)
+    q.register_forward_hook(lambda *_: None)
+    objects, values = everything(q)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    minq.debug(q, net, [x], most=2)
+    with torch.no_grad(), only(q, ["0.weight_quantizer"] if way != "refold" else []):
+        pass
+    layer_costs(q, x) if way == "fold" else None
+    copy.deepcopy(q)
+    after, now = everything(q)
+    assert after == objects
+    for a, b in zip(values, now, strict=True):
+        assert torch.equal(a, b)
+    assert held <= {id(p) for p in q.parameters()}
+    q.state_dict()  # writes scales that have a logarithm, and nothing else
+    assert everything(q)[0] == objects or logarithmic
+    for _ in range(3):
+        step(q, optimizer, x), step(twin, others, x)
+    for (name, a), b in zip(q.named_parameters(), twin.parameters(), strict=True):
+        if not name.endswith(".scale"):
+            assert torch.equal(a, b), name
+    assert torch.equal(minq.qat.finish(q)(x), minq.qat.finish(twin)(x))
+
+
+def test_a_watched_training_ends_as_one_without():
+    net, _, _, x = trainable()
+    batches = [(x[k : k + 3], torch.tensor([0, 1, 2])) for k in (0, 3)]
+    verdicts = []
+
+    def watch(number, loss, gm):
+        verdicts.append(minq.debug(gm, net, [x], most=1).verdict)
+        gm.eval()(x)
+        minq.to_integer(gm)
+
+    ends = [
+        minq.qat(net, batches, nn.functional.cross_entropy, epochs=2, weights=4, activations=4,
+                 watch=w, progress=False)
+        for w in (None, watch)
+    ]  # fmt: skip
+    for a, b in zip(ends[0].parameters(), ends[1].parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert len(verdicts) == 4 and not any("simulation itself" in v for v in verdicts)
+
+
+@pytest.mark.parametrize("way", ["fold", "keep", "refold"])
+def test_all_off_is_all_off_also_where_a_batch_norm_is_folded_in_every_step(way):
+    """Before training nothing has moved: the exact network is the model."""
+    net, _, _, x = trainable()
+    q = minq.qat.prepare(net, [x], weights=2, activations=2, per_channel=True, batch_norm=way)
+    report = minq.debug(q, net, [x], each=False)
+    assert report.exact > 100 > GOOD > report.quantized and not report.trained
+
+
+# --- Before rounding ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"rounding": "gptq"}, {"rounding": "nearest"}, {"equalize": False, "weights": 2},
+    {"per_channel": True, "weights": 3}, {"relu6": "per_channel", "absorb": False},
+], ids=str)  # fmt: skip
+def test_all_off_is_the_model_however_weights_were_rounded(net, images, settings):
+    q = minq.ptq(captured("mobile")[1], images, progress=False, sweeps=2, **settings)
+    report = debug(q, net, images, each=False)
+    assert report.exact > 90 and "simulation" not in report.verdict
+    restored = copy.deepcopy(q)
+    for name, quantizer in quantizers(restored).items():
+        quantizer.freeze() if name in weight_quantizers(q) else quantizer.off()
+    # A weight's quantizer brings its rounding: here all rounded weights and corrected biases act.
+    assert report.weights == pytest.approx(decibel(net(images), restored(images)), abs=1e-3)
+
+
+def test_a_weight_alone_brings_its_own_rounding_and_no_other(net, images):
+    q = minq.ptq(captured("mobile")[1], images, weights=3, sweeps=2, progress=False)
+    name = "11.weight_quantizer"
+    exact = minq.fold_batch_norms(copy.deepcopy(captured("mobile")[1]))
+    minq.ptq.channels.equalize_graph(exact, relu6="per_channel", reach=2.0)
+    for leaf in ("11.weight", "11.bias"):
+        exact.get_parameter(leaf).data = q.get_parameter(leaf).data
+    report = debug(q, net, images)
+    assert report.alone[name] == pytest.approx(decibel(net(images), exact(images)), abs=0.02)
+    with only(q, ()), torch.no_grad():
+        assert decibel(net(images), q(images)) > 90
+    assert decibel(net(images), q(images)) == pytest.approx(report.quantized, abs=1e-3)
+
+
+def test_what_is_kept_for_it_is_half_of_the_weights_and_travels(net, images):
+    q = minq.ptq(captured("mobile")[1], images, sweeps=1, progress=False)
+    kept = sum(share.nbytes for share, _ in q.meta["added"].values())
+    weights = sum(q.get_parameter(n.args[0].target).nbytes for n in q.graph.nodes
+                  if n.target in weight_quantizers(q))  # fmt: skip
+    assert kept <= 0.5 * weights
+    for other in (copy.deepcopy(q), copy.deepcopy(q).double(), minq.capture(q, images)):
+        report = debug(other, copy.deepcopy(net).to(next(other.parameters()).dtype),
+                       images.to(next(other.parameters()).dtype), each=False)  # fmt: skip
+        assert report.exact > 90
+    plain = minq.ptq(captured("mobile")[1], images, rounding="nearest", correct_bias=False)
+    assert not plain.meta.get("added")
+
+
 # --- Verdicts -------------------------------------------------------------------------------------
 
 
@@ -214,6 +350,88 @@ def test_none_that_stands_out():
     assert "(33% of all noise)" in report.verdict and "Few stand out" not in report.verdict
     report.alone = dict.fromkeys(names, math.inf)
     assert "(0% of all noise)" in report.verdict
+
+
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 32), nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.b(nn.functional.dropout(torch.relu(self.a(x)), 0.5))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_draws_random_numbers():
+    net, x = Dropping().eval(), noise(64, 8)
+    q = minq.ptq(net, x, rounding="nearest")
+    before = torch.get_rng_state()
+    report = debug(q, net, x, each=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert "answers differently every time" in report.verdict and "F.dropout" in report.verdict
+    assert "simulation" not in report.verdict
+
+
+def test_a_fold_that_is_broken(net, images, monkeypatch):
+    from minq import fold
+
+    right = fold.fold_batch_norm
+    broken = lambda w, b, *rest: (lambda w, b: (w, 0.9 * b))(*right(w, b, *rest))  # noqa: E731
+    monkeypatch.setattr(fold, "fold_batch_norm", broken)
+    for settings in ({"rounding": "nearest"}, {"sweeps": 1}):
+        q = minq.ptq(captured("mobile")[1], images, progress=False, **settings)
+        assert "simulation itself is wrong" in debug(q, net, images, each=False).verdict
+
+
+@pytest.mark.parametrize("settings", [{"rounding": "nearest"}, {"sweeps": 1}])
+def test_a_weight_that_was_changed_afterwards(net, images, settings):
+    q = minq.ptq(captured("mobile")[1], images, progress=False, **settings)
+    with torch.no_grad():
+        q.get_parameter("11.weight")[0] *= 1.1
+    text = debug(q, net, images, each=False).verdict
+    assert "simulation itself is wrong" in text and "changed afterwards" in text
+
+
+def test_a_network_that_was_trained():
+    net, q, optimizer, x = trainable()
+    for _ in range(60):
+        step(q, optimizer, x)
+    q = minq.qat.finish(q)
+    report = debug(q, net, [x])
+    assert report.trained and report.exact < GOOD
+    assert report.verdict.startswith("Training has moved the network")
+    assert "no fault" in report.verdict
+    with only(q, ()), torch.no_grad():
+        off = q(x)
+    assert report.quantized == pytest.approx(decibel(off, q(x)), abs=1e-3)
+    for name, d in report.alone.items():
+        with only(q, [name]), torch.no_grad():
+            assert d == pytest.approx(decibel(off, q(x)), abs=1e-3)
+
+
+def test_a_collapse_per_tensor():
+    """Channels of very different size under one scale: the weights are to blame."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    with torch.no_grad():
+        net[2].weight[:, 0] *= 300
+        net[0].weight[0] /= 300
+        net[0].bias[0] /= 300
+    x = noise(64, 8)
+    settings = {"weights": 4, "equalize": False, "rounding": "nearest", "weight_range": "min_max"}
+    report = debug(minq.ptq(net, x, **settings), net, x)
+    assert report.exact > 70 and report.quantized < 10
+    assert "The weights cost most" in report.verdict and "one scale per channel" in report.verdict
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_floats_differ_by_their_own_error_without_a_fault(dtype):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)).to(dtype).eval()
+    x = noise(64, 12).to(dtype)
+    q = minq.ptq(net, x, rounding="nearest")
+    report = debug(q, net, x, each=False)
+    assert report.needed < EXACT and report.verdict.startswith("Good")
 
 
 # --- Pictures, and other kinds of models ----------------------------------------------------------

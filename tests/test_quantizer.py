@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minq import Quantizer, fake_quantize, ranges, scale_zero_point
+from minq import Quantizer, dequantize, fake_quantize, ranges, scale_zero_point
 
 KINDS = [
     dict(),
@@ -160,6 +160,30 @@ def test_other_floats_come_back_as_they_came(dtype):
     q(x)
     assert q.freeze()(x).dtype == dtype
     assert q.scale.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("stage", ["freeze", "learn"])
+def test_the_end_of_a_grid_is_no_further_than_a_half_float_reaches(dtype, stage):
+    """255 steps of 514 around 65504 begin at -65792; in half floats that would be infinite."""
+    most = torch.finfo(dtype).max
+    x = torch.tensor([-1.0, 1e-5, 1.0]).to(dtype) * most * (0.5 if dtype == torch.bfloat16 else 1)
+    x.requires_grad_()
+    q = Quantizer(8)
+    q(x)
+    y = getattr(q, stage)()(x)
+    y.float().sum().backward()
+    scale, zero_point = (v.detach() for v in q.grid())
+    levels = ((x.detach().float() / scale).round() + zero_point).clamp(0, 255)
+    expected = scale * (levels - zero_point)
+    torch.testing.assert_close(y.detach(), expected.clamp(-most, most).to(dtype), rtol=0, atol=0)
+    assert y.isfinite().all() and x.grad[:2].tolist() == [1, 1]  # they are on the grid
+    steps = q.quantize(x.detach())
+    for back in (
+        fake_quantize(x.detach(), scale, zero_point),
+        dequantize(steps, scale.to(dtype), zero_point),
+    ):
+        assert back.dtype == dtype and back.isfinite().all()
 
 
 def refused(call, kind, words):

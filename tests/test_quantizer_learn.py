@@ -82,10 +82,41 @@ def test_brutal_training_stays_on_the_grid(optimizer):
             assert zero_point.min() >= q.n and zero_point.max() <= q.p
 
 
-def test_without_logarithm_a_scale_below_zero_still_computes():
-    q = made(KINDS[0])
-    q.scale.data.fill_(-1.0)
-    assert q(data(1)).isfinite().all() and q.grid()[0] > 0
+@pytest.mark.parametrize("kind", KINDS[:4], ids=str)
+def test_a_scale_that_is_trained_to_below_zero_counts_as_its_size_and_goes_on(kind):
+    """s = |v|: the grid is that of |v|, and d s / d v = -1, so descent moves v away from 0."""
+    q, twin = made(kind), made(kind)
+    with torch.no_grad():
+        q.scale.mul_(-0.5), twin.scale.mul_(0.5)
+    equal(q.grid()[0], twin.grid()[0])
+    for x in (q, twin):
+        x(data(1)).square().sum().backward()
+    equal(q.scale.grad, -twin.scale.grad)
+    equal(q.freeze().scale, twin.freeze().scale)  # and nothing is below 0 afterwards
+    assert (q.scale > 0).all()
+
+
+def test_a_scale_of_zero_is_left_again():
+    """All is clipped to 0 there, and eq. (38) says p or n - z: descent makes the grid wider."""
+    q = made(KINDS[1])
+    q.scale.data.zero_()
+    assert q(data(1)).isfinite().all() and (q.grid()[0] > 0).all()
+    (q(data(1)) - data(1)).square().sum().backward()
+    assert (q.scale.grad < 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS[:4], ids=str)
+def test_a_linear_scale_below_zero_finds_the_grid_again(kind):
+    q, x = made(kind), data(0)
+    expected = (made(kind).freeze()(x) - x).square().mean()
+    with torch.no_grad():
+        q.scale.mul_(-0.2)
+    optimizer = torch.optim.Adam([q.scale, q.zero_point], lr=0.01)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (q(x) - x).square().mean().backward()
+        optimizer.step()
+    assert (q.grid()[0] > 0).all() and (q(x) - x).square().mean() < 2 * expected
 
 
 def test_a_power_of_two_stays_one_while_it_is_trained():
@@ -190,11 +221,14 @@ def test_state_dict_in_both_directions(kind, logarithmic, receiver):
     equal(other(data(3)), q(data(3)))
     for b in (q.freeze(), other.freeze()):
         equal(b.scale, q.grid()[0])
-    # And back: what is frozen now goes into one that learns.
+    # And back: what is frozen now goes into one that learns, whose optimizer keeps its parameter.
     third = made(kind, 8, logarithmic=True)
+    held = third.log2_scale
     third.load_state_dict(q.state_dict())
-    assert third.stage == "frozen" and third.log2_scale is None
+    assert third.stage == "frozen" and not any(p.requires_grad for p in third.parameters())
     equal(third(data(3)), q(data(3)))
+    torch.testing.assert_close(third.learn(logarithmic=True)(data(3)), q(data(3)))
+    assert third.log2_scale is held
 
 
 def test_loading_keeps_the_parameter_that_an_optimizer_holds():
@@ -220,19 +254,43 @@ def test_saving_and_leaving_write_the_scale(kind):
     assert q.log2_scale is not None and q.stage == "learn"  # saving ends nothing
     y = q(data(3)).detach()
     q.freeze()
-    assert q.log2_scale is None
     equal(q.scale, scale)
     equal(q(data(3)), y)
     grid = {k: v for k, v in kind.items() if k not in ("symmetric", "power_of_two")}
     equal(y, fake_quantize(data(3), scale, zero_point, **grid))
     q.learn(logarithmic=True)
     torch.testing.assert_close(q.grid()[0], scale, rtol=1e-6, atol=0)
+    equal(q.forget_training().scale, scale)
+    assert q.log2_scale is None and q.stage == "frozen"
+
+
+@pytest.mark.parametrize("away", ["freeze", "off", "observe"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_who_leaves_training_and_comes_back_finds_the_same_parameters(kind, away):
+    """An optimizer holds them; and where nothing happened in between, training goes on alike."""
+    q = trained(made(kind, logarithmic=True))
+    never = copy.deepcopy(q)
+    before = dict(q.named_parameters())
+    getattr(q, away)()
+    assert not any(p.requires_grad for p in q.parameters())
+    if away == "observe":
+        q(data(9)), never.set_range(*(v.clone() for v in (q.low, q.high)))
+    q.learn(logarithmic=True)
+    assert dict(q.named_parameters()).keys() == before.keys()
+    assert all(p is before[name] for name, p in q.named_parameters())
+    trained(q), trained(never)
+    equal(q(data(3)), never(data(3)))
+
+
+def test_a_scale_that_is_trained_itself_has_no_logarithm():
+    q = made(KINDS[1], logarithmic=True).learn()
+    assert q.log2_scale is None and q.scale.requires_grad
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_observing_after_learning_starts_again(kind):
     q = trained(made(kind, logarithmic=True)).observe()
-    assert q.log2_scale is None and not any(p.requires_grad for p in q.parameters())
+    assert not any(p.requires_grad for p in q.parameters())
     q(data(1))
     expected = Quantizer(**kind)
     expected(data(1))

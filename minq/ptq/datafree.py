@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from minq import graph
 from minq.ptq import bias as bias_math
+from minq.ptq.before import set_corrected_bias
 from minq.ptq.channels import clips_at
 from minq.simulate import is_quantizer, is_weight
 
@@ -167,7 +168,7 @@ def calibrate_without_data(
                 error = graph.rounded_weight_of(gm, node) - weight
                 shift = bias_math.output_shift(error, x.mean, graph.groups_of(node))
                 bias = bias_math.correct_bias(graph.bias_of(gm, node), shift)
-                graph.set_bias(gm, node, bias)
+                set_corrected_bias(gm, node, bias)
     return graph.tidy(gm)  # layers may have got a bias
 
 

@@ -2,7 +2,8 @@
 
 The paper's section 3.7 gives a flow chart; ``debug`` walks it on a network and some inputs:
 
-    1. does the simulation, with all quantizers off, equal the full-precision network?
+    1. does the simulation, before rounding and with all quantizers off, equal the full-precision
+       network?
     2. is the quantized network good enough?
     3. are the weights alone, or the activations alone, to blame?
     4. which quantizers cost most, each alone; which gain most, each switched off?
@@ -13,17 +14,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from minq import graph
 from minq.affine import sqnr
 from minq.batches import arguments_for, as_batches, batches_of, flat
-from minq.simulate import activation_quantizers, quantizers, weight_quantizers
+from minq.ptq.before import rounded_parameters, without_rounding
+from minq.quantizer import Quantizer
+from minq.simulate import activation_quantizers, quantizers
 
 GOOD, EXACT = 25.0, 60.0  # dB of the outputs: hardly a decision changes; nothing but float error
 
@@ -32,8 +36,14 @@ GOOD, EXACT = 25.0, 60.0  # dB of the outputs: hardly a decision changes; nothin
 class Report:
     """What was measured, all in dB of SQNR at the network's outputs.
 
-    exact: all quantizers off. quantized: all on. weights, activations: only these on. alone: each
-    quantizer the only one on. without: each the only one off.
+    exact: all quantizers off, and parameters as they were before rounding. quantized: all on.
+    weights, activations: only these on. alone: each quantizer the only one on. without: each the
+    only one off. The rounding of a weight, by whatever method, and the bias that was corrected for
+    it, come and go with the weight's quantizer.
+
+    needed: where ``exact`` begins to be no more than float error. repeated: one run of the model
+    against another. trained: the network comes from ``minq.qat``, and all numbers but ``exact``
+    compare it with itself, all quantizers off.
     """
 
     exact: float
@@ -43,6 +53,9 @@ class Report:
     alone: dict[str, float] = field(default_factory=dict)
     without: dict[str, float] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
+    needed: float = EXACT
+    repeated: float = math.inf
+    trained: bool = False
 
     def worst(self, count: int = 5) -> list[str]:
         """The quantizers that cost most when each is the only one on."""
@@ -51,12 +64,31 @@ class Report:
     @property
     def verdict(self) -> str:
         """The end of the flow chart, in words."""
-        if self.exact < EXACT:
+        if self.repeated < self.needed:
             return (
-                f"The simulation itself is wrong: with all quantizers off its outputs differ from "
-                f"the model's ({self.exact:.1f} dB). Check that both are in eval mode and see the "
-                "same inputs, and what folding or equalization changed."
+                f"The model answers differently every time ({self.repeated:.1f} dB between two "
+                "runs on the same inputs), so nothing can be compared with it. Something random "
+                "is left on in eval mode, such as F.dropout without training=self.training."
             )
+        if self.exact >= self.needed:
+            return self._losses
+        if self.trained:
+            return (
+                f"Training has moved the network: with all quantizers off its outputs are "
+                f"{self.exact:.1f} dB from the model's, which is no fault. So from here on it is "
+                f"compared with itself, all quantizers off. {self._losses} What counts for a "
+                "trained network is its accuracy on labelled data."
+            )
+        return (
+            f"The simulation itself is wrong: with all quantizers off its outputs differ from "
+            f"the model's ({self.exact:.1f} dB). Check that both see the same inputs, that no "
+            "weight was changed afterwards, and what folding or equalization changed "
+            '(relu6="replace" and absorb=True change a little, TF32 on a GPU does too).'
+        )
+
+    @property
+    def _losses(self) -> str:
+        """The verdict on a network whose simulation is sound."""
         if self.quantized >= GOOD:
             return f"Good: {self.quantized:.1f} dB. Measure the accuracy on labelled data."
         kind = "weights" if self.weights < self.activations else "activations"
@@ -102,67 +134,116 @@ def debug(
 
     data: one batch, or several, of which only inputs count; a dozen samples are enough. each: also
     try every quantizer alone and left out, two runs for each of them (at most ``most`` of them,
-    those with the largest error on their own tensor first). ``q`` is left as it was.
+    those with the largest error on their own tensor first).
+
+    Both are looked at in copies and in eval mode, so a network in training trains on as if nothing
+    had been. One that was trained differs from the model with all quantizers off; then all other
+    numbers compare it with itself, and ``Report.trained`` says so.
 
     Raises ValueError where a quantizer has no range yet.
     """
     batches = batches_of(q, data)
-    every = quantizers(q)
+    every = _all_quantizers(q)
     if missing := [name for name, x in every.items() if not int(x.batches)]:
         raise ValueError(f"{', '.join(missing[:3])} has no range; calibrate before debugging")
-    kinds = dict.fromkeys(every, "activation") | dict.fromkeys(weight_quantizers(q), "weight")
+    weights = set(every) - set(activation_quantizers(q))
+    kinds = {name: "weight" if name in weights else "activation" for name in every}
 
+    q = copy.deepcopy(q).eval()
     twin = copy.deepcopy(model).eval()  # some parts may train, others not: leave all as it is
     args = [arguments_for(twin, b) for b in as_batches(data)]
-    with torch.no_grad():
-        exact = torch.cat([flat(twin(*a, **k)) for a, k in args])
+
+    def answers(on: set[str]) -> Tensor:
+        with only(q, on):
+            return torch.cat([flat(_call(q, b)) for b in batches])
 
     def measure(on: set[str]) -> float:
-        with only(q, on), torch.no_grad():
-            return sqnr(exact, torch.cat([flat(_call(q, b)) for b in batches]))
+        return sqnr(reference, answers(on))
 
-    report = Report(
-        exact=measure(set()),
-        quantized=measure(set(every)),
-        weights=measure(set(weight_quantizers(q))),
-        activations=measure(set(activation_quantizers(q))),
-        kinds=kinds,
-    )
-    if each:
-        errors = {} if most is None else _own_errors(q, batches[0])
-        first = every if most is None else sorted(every, key=errors.__getitem__)[:most]
-        for name in first:
-            report.alone[name] = measure({name})
-            report.without[name] = measure(set(every) - {name})
+    device = graph.device_of(q)
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        outputs = [flat(twin(*a, **k)) for a, k in args]
+        reference, off = torch.cat(outputs), answers(set())
+        report = Report(
+            exact=sqnr(reference, off),
+            quantized=0.0,
+            weights=0.0,
+            activations=0.0,
+            kinds=kinds,
+            needed=_float_error(reference.dtype),
+            repeated=sqnr(outputs[0], flat(twin(*args[0][0], **args[0][1]))),
+        )
+        report.trained = bool(q.meta.get("trained")) and report.exact < report.needed
+        if report.trained:
+            reference = off
+        report.quantized = measure(set(every))
+        report.weights = measure(weights)
+        report.activations = measure(set(every) - weights)
+        if each:
+            errors = {} if most is None else _own_errors(q, batches[0])
+            first = every if most is None else sorted(every, key=errors.__getitem__)[:most]
+            for name in first:
+                report.alone[name] = measure({name})
+                report.without[name] = measure(set(every) - {name})
     return report
 
 
+def _float_error(dtype: torch.dtype) -> float:
+    """What two orders of the same sums may differ by: 60 dB, in half floats ten times their step.
+
+    >>> _float_error(torch.float32), round(_float_error(torch.float16))
+    (60.0, 40)
+    """
+    return min(EXACT, -20 * math.log10(10 * torch.finfo(dtype).eps))
+
+
+def _all_quantizers(q: fx.GraphModule) -> dict[str, Quantizer]:
+    """Also those of layers that a batch norm is folded into anew in every step of a training."""
+    inside = {name: m for name, m in q.named_modules() if isinstance(m, Quantizer)}
+    return quantizers(q) | inside
+
+
 @contextmanager
-def only(q: fx.GraphModule, names: set[str]) -> Iterator[None]:
+def only(q: fx.GraphModule, names: Iterable[str]) -> Iterator[None]:
     """Within this block only the named quantizers act; afterwards each is as it was.
+
+    A weight whose quantizer does not act is what it was before it was rounded, as far as ``ptq``
+    changed it, and the bias that was corrected for it too.
 
     >>> with only(q, {"features.0.0.weight_quantizer"}):  # doctest: +SKIP
     ...     y = q(x)
     """
-    every = quantizers(q)
-    if unknown := set(names) - set(every):
+    every, names = _all_quantizers(q), set(names)
+    if unknown := names - set(every):
         raise ValueError(
             f"no quantizer is called {', '.join(sorted(unknown))}; there are "
             f"{', '.join(list(every)[:5])}, ..."
         )
-    before: dict[str, str] = {name: x.stage for name, x in every.items()}
+    for name in names:
+        every[name]._require_range()
+    rounded = [p for p, quantizer in rounded_parameters(q).items() if quantizer not in names]
+    exact = {p: without_rounding(q, p) for p in rounded}
+    stages = [(x, x._stage) for x in every.values()]
+    # Stages are set, not entered, and tensors lent: no parameter is made, dropped or written to.
+    lent = [(x.scale, x.scale.data) for x in every.values()]
+    lent += [(v, v.data) for v in (graph.get(q, p) for p in rounded)]
     try:
         for name, x in every.items():
-            x.freeze() if name in names else x.off()
+            x.scale.data = x.grid()[0].detach()
+            x._stage = "frozen" if name in names else "off"
+        for name, value in exact.items():
+            graph.get(q, name).data = value
         yield
     finally:
-        for name, x in every.items():
-            x._enter(before[name])
+        for x, stage in stages:
+            x._stage = stage
+        for parameter, value in lent:
+            parameter.data = value
 
 
 def _own_errors(q: fx.GraphModule, batch: list[Any]) -> dict[str, float]:
     """What each quantizer does to its own tensor, in dB, with all of them on."""
-    every, errors = quantizers(q), {}
+    every, errors = _all_quantizers(q), {}
 
     def hook(name: str) -> Any:
         return lambda x, inputs, output: errors.__setitem__(name, sqnr(inputs[0], output))

@@ -30,6 +30,7 @@ from minq.fold import fold
 from minq.ptq import bias as bias_math
 from minq.ptq import channels
 from minq.ptq.adaround import adaround
+from minq.ptq.before import set_corrected_bias, set_rounded_weight
 from minq.ptq.datafree import Moments, calibrate_without_data
 from minq.ptq.gptq import gptq
 from minq.ptq.walk import Walk, sample_rows
@@ -91,7 +92,8 @@ def ptq(
     checkpoint: a file that keeps the rounded layers, so that a stopped run goes on from there.
     progress: show a bar; by default on a terminal.
 
-    Returns the network with quantizers, a plain torch.fx.GraphModule in simulation.
+    Returns the network with quantizers, a plain torch.fx.GraphModule in simulation. With
+    "adaround" or "gptq" it keeps two bytes more for each weight, see ``minq.ptq.before``.
     """
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
@@ -196,7 +198,7 @@ def calibrate(
                     if (rounded := store.get(name)) is None:
                         rounded = _rounded(gm, node, walk, rounding, sweeps, rows, seed)
                         store.put(name, rounded)
-                    graph.set_weight(gm, node, rounded)
+                    set_rounded_weight(gm, node, rounded)
                 if correct_bias and graph.op(node) != "embedding":
                     _correct_bias(gm, node, walk)
                 bar.update(name)
@@ -294,7 +296,7 @@ def _correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
         share.append(float(y.numel()))
     share = torch.tensor(share).to(shifts[0])
     shift = (torch.stack(shifts, -1) * share).sum(-1) / share.sum()
-    graph.set_bias(gm, node, bias_math.correct_bias(graph.bias_of(gm, node), shift))
+    set_corrected_bias(gm, node, bias_math.correct_bias(graph.bias_of(gm, node), shift))
     column = shift.reshape([-1] + [1] * (len(graph.shape_of(node)) - 2) if axis == 1 else [-1])
     walk.renew(node, lambda y_hat: y_hat - column)
 

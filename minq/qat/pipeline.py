@@ -59,6 +59,8 @@ def prepare(
     if batch_norm not in batchnorm.WAYS:
         raise ValueError(f"batch_norm must be fold, refold or keep, not {batch_norm!r}")
     gm = ptq(model, calibration, rounding=rounding, correct_bias=correct_bias, **settings)
+    gm.meta["trained"] = True  # from now on the weights may go where they like
+    gm.meta.pop("added", None)
     for parameter in gm.parameters():  # a frozen layer of the model trains here too
         parameter.requires_grad_(parameter.is_floating_point())
     for quantizer in _quantizers(gm):
