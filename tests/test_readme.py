@@ -218,7 +218,8 @@ def test_the_solutions_use_names_of_their_chapter(path):
 
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TARGETS = set(re.findall(r"^([a-z][\w-]*):", MAKEFILE, re.M))
-EXTRAS = (ROOT / "pyproject.toml").read_text("utf-8").partition("[project.optional-dependencies]")[2]
+SETTINGS = (ROOT / "pyproject.toml").read_text("utf-8")
+EXTRAS = SETTINGS.partition("[project.optional-dependencies]")[2]
 VARIABLES = set(
     re.findall(r"MINQ_\w+", "".join(p.read_text() for p in (ROOT / "tests/browser").glob("*.py")))
 )
@@ -230,8 +231,8 @@ def commands(path):
     inline = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", prose(path))
     starts = ("make ", "python ", "python3 ", "pip ", "pytest ", "MINQ_")
     lines += [code for code in inline if code.startswith(starts)]
-    parts = [p for line in lines for p in re.split(r"&&", line.split(" #")[0]) if p.strip()]
-    return [shlex.split(p) for p in parts]
+    parts = [p for line in lines for p in re.split(r"&&", re.split(r"(?:^| )#", line)[0])]
+    return [shlex.split(p) for p in parts if p.strip()]
 
 
 @pytest.mark.parametrize("path", TEXTS + NOTEBOOKS, ids=lambda p: p.stem)
