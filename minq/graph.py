@@ -7,6 +7,7 @@ with.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from itertools import chain, count
 from typing import Any
@@ -134,6 +135,68 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
     if len(node.args) > position:
         return node.args[position]
     return node.kwargs.get(name, default)
+
+
+_CLIPS = {
+    "relu": ((0.0, None), ()),
+    "relu6": ((0.0, 6.0), ()),
+    "hardtanh": ((-1.0, 1.0), ("min_val", "max_val")),
+    "clamp": ((None, None), ("min", "max")),
+    "clip": ((None, None), ("min", "max")),
+    "clamp_min": ((None, None), ("min",)),
+    "clamp_max": ((None, None), ("max",)),
+}
+"""Of each clip: its bounds by default, and the names of those that are given in this order."""
+
+
+def clip_bounds(node: fx.Node, axis: int = 1) -> tuple[Tensor, Tensor] | None:
+    """Where the operator clips, (low, high): whoever wrote it, and in whatever form.
+
+    Each is a number, shape (), or one for each place along ``axis``, shape (size,); -inf and inf
+    stand for no bound. None for what is no clip, and for bounds that are computed from data or
+    differ along another dimension.
+    """
+    if (name := op(node)) not in _CLIPS:
+        return None
+    defaults, names = _CLIPS[name]
+    given = dict(zip(("low", "high"), defaults, strict=True))
+    for position, key in enumerate(names):
+        end = "high" if key.startswith("max") else "low"
+        given[end] = argument(node, position + 1, key, given[end])
+    module, bounds = node.graph.owning_module, []
+    for value, missing in zip(given.values(), (-math.inf, math.inf), strict=True):
+        if isinstance(value, fx.Node):
+            if value.op != "get_attr":
+                return None
+            value = get(module, value.target).detach()
+        bound = torch.as_tensor(missing if value is None else value, device=device_of(module))
+        bound = bound if bound.is_floating_point() else bound.float()
+        if bound.numel() == 1:
+            bounds.append(bound.reshape(()))
+            continue
+        dims = len(shape_of(node))
+        if bound.numel() != ([1] * (dims - bound.ndim) + list(bound.shape))[axis % dims]:
+            return None
+        bounds.append(bound.flatten())
+    return bounds[0], bounds[1]
+
+
+def set_clip_bounds(node: fx.Node, low: Tensor, high: Tensor) -> None:
+    """Let a clip end here instead, at one number or one for each channel of dimension 1.
+
+    The bounds become buffers of its own: what it read before may be another clip's too.
+    """
+    module, arguments = node.graph.owning_module, []
+    for name, value in (("floor", low), ("ceiling", high)):
+        name = unused(module, f"{node.name}_{name}")
+        if value.ndim:
+            value = value.reshape(-1, *[1] * (len(shape_of(node)) - 2))
+        module.register_buffer(name, value)
+        with node.graph.inserting_before(node):
+            arguments.append(node.graph.get_attr(name))
+        arguments[-1].meta["val"] = value
+    node.target, node.kwargs = torch.ops.aten.clamp.Tensor, {}
+    node.args = (node.args[0], *arguments)
 
 
 # --- Layers and their parameters ------------------------------------------------------------------

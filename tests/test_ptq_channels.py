@@ -166,10 +166,30 @@ def conv(i=4, o=4):
     return nn.Conv2d(i, o, 1)
 
 
+class Clip(nn.Module):
+    """A user's own: clamp to a floor and a ceiling, which it calls so."""
+
+    def __init__(self, ceiling, floor=None):
+        super().__init__()
+        self.compute = ceiling if not isinstance(ceiling, torch.Tensor) else None
+        if isinstance(ceiling, nn.Parameter):
+            self.my_ceiling = ceiling
+        elif self.compute is None:
+            self.register_buffer("my_ceiling", ceiling)
+        self.register_buffer("my_floor", floor)
+
+    def forward(self, x):
+        return x.clamp(self.my_floor, self.compute(x) if self.compute else self.my_ceiling)
+
+
 BLOCKED = {
     "sigmoid": lambda: nn.Sequential(conv(3), nn.Sigmoid(), conv()),
     "SiLU": lambda: nn.Sequential(conv(3), nn.SiLU(), conv()),
-    "a clip on both sides": lambda: nn.Sequential(conv(3), nn.Hardtanh(), conv()),
+    "a clip that trains": lambda: nn.Sequential(
+        conv(3), Clip(nn.Parameter(torch.ones(4, 1, 1))), conv()
+    ),
+    "a clip by place": lambda: nn.Sequential(conv(3), Clip(torch.full((6, 6), 0.1)), conv()),
+    "a clip by data": lambda: nn.Sequential(conv(3), Clip(lambda x: x.amax(1, True) / 2), conv()),
     "layer norm": lambda: nn.Sequential(conv(3), nn.LayerNorm([4, 6, 6]), conv()),
     "group norm": lambda: nn.Sequential(conv(3), nn.GroupNorm(2, 4), conv()),
     "flatten": lambda: nn.Sequential(conv(3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)),
@@ -222,6 +242,117 @@ def test_what_cannot_be_scaled_stays(name):
     assert not moved(gm, before)
     with torch.no_grad():
         torch.testing.assert_close(gm(x), model(x))
+
+
+def call(function):
+    return lambda: Lambda(lambda m, x: m.b(function(m.a(x))), a=conv(3), b=conv())
+
+
+def shared_bounds(m, x):
+    """One pair of buffers for two clips."""
+    x = m.a(x).clamp(m.low, m.high)
+    return m.c(m.b(x).clamp(m.low, m.high))
+
+
+CLIPS = {
+    "hardtanh": lambda: nn.Sequential(conv(3), nn.Hardtanh(), conv()),
+    "hardtanh elsewhere": lambda: nn.Sequential(conv(3), nn.Hardtanh(-0.5, 2.0), conv()),
+    "relu6": lambda: nn.Sequential(conv(3), nn.ReLU6(), conv()),
+    "relu": lambda: nn.Sequential(conv(3), nn.ReLU(), conv()),
+    "clamp": call(lambda y: y.clamp(-0.5, 1.5)),
+    "whole numbers": call(lambda y: y.clamp(-1, 2)),
+    "by name": call(lambda y: torch.clamp(y, max=1.5, min=0.25)),
+    "a floor": call(lambda y: torch.clamp(y, min=-0.5)),
+    "a floor of 0": call(lambda y: y.clamp_min(0.0)),
+    "clamp_min": call(lambda y: y.clamp_min(0.1)),
+    "clamp_max": call(lambda y: y.clamp_max(0.75)),
+    "clip": call(lambda y: torch.clip(y, -2.0, 0.5)),
+    "in place": call(lambda y: y.clamp_(-0.5, 1.5)),
+    "0 to another number": call(lambda y: y.clamp(0, 2.5)),
+    "upside down": call(lambda y: y.clamp(1.0, -1.0)),
+    "buffers": lambda: nn.Sequential(
+        conv(3), Clip(torch.tensor(1.0), torch.tensor(-1.0)), conv()
+    ),
+    "a ceiling alone": lambda: nn.Sequential(conv(3), Clip(torch.tensor([0.5])), conv()),
+    "by channels": lambda: nn.Sequential(
+        conv(3), Clip(noise(4, 1, 1).abs(), -noise(4, 1, 1, seed=2).abs()), conv()
+    ),
+    "one for all and by channels": lambda: nn.Sequential(
+        conv(3), Clip(noise(1, 4, 1, 1).abs(), torch.tensor(0.0)), conv()
+    ),
+    "shared": lambda: Lambda(
+        shared_bounds, a=conv(3), b=conv(), c=conv(), low=-torch.ones(1), high=torch.ones(())
+    ),
+}
+
+
+def ends(node):
+    """What the operator makes of huge numbers of either sign: its bounds, by brute force."""
+    values = [
+        graph.get(node.graph.owning_module, a.target) if isinstance(a, torch.fx.Node) else a
+        for a in node.args[1:]
+    ]
+    huge = torch.full((1, 4, 1, 1), 1e30, dtype=torch.float64)
+    return [node.target(v, *values, **node.kwargs).flatten() for v in (-huge, huge)]
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_clip_is_known_whoever_wrote_it_and_moves_with_its_channels(name):
+    model, x = wild(CLIPS[name]()), noise(4, 3, 6, 6).double() / 8
+    gm = folded(model, x)
+    before, found = weights(gm), 0
+    for node in gm.graph.nodes:
+        bounds = graph.clip_bounds(node)
+        if graph.op(node) in graph.FUSED | {"clip"}:
+            found += 1
+            expected = ends(node)
+            measured = [v.double().clamp(-1e30, 1e30).expand(4) for v in bounds]
+            if name == "upside down":  # the ceiling wins
+                measured[0] = measured[1]
+            torch.testing.assert_close(measured, expected)
+        else:
+            assert bounds is None
+    assert found
+    equalize_graph(gm, relu6="per_channel")
+    assert moved(gm, before)
+    agrees(gm, model, x, 1e-9)
+    agrees(equalize_graph(gm, relu6="per_channel"), model, x, 1e-9)  # once more
+
+
+@pytest.mark.parametrize("name", ["buffers", "hardtanh", "by channels", "a ceiling alone"])
+def test_absorbing_a_bias_moves_both_ends_of_a_clip(name):
+    """f(x - c) = f(x) - c for a clip whose ends fall by c: exact, where ReLU is not."""
+    inner = CLIPS[name]()[1]
+    model = nn.Sequential(conv(3), nn.BatchNorm2d(4), inner, conv()).double().eval()
+    x = noise(4, 3, 6, 6).double()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([0.01, 0.02, 0.01, 0.3])), model[1].bias.fill_(0.2)
+    gm = folded(model, x)
+    before = {k: graph.bias_of(gm, n).clone() for k, n in graph.layers(gm).items()}
+    absorb_biases(gm)
+    assert any((graph.bias_of(gm, n) < before[k]).any() for k, n in graph.layers(gm).items())
+    agrees(gm, model, x)
+
+
+@pytest.mark.parametrize("name", ["buffers", "hardtanh", "a floor", "by channels", "shared"])
+def test_a_network_with_a_clip_of_its_own_goes_all_the_way(name):
+    torch.manual_seed(0)
+    model, x = CLIPS[name]().eval(), 2 * noise(32, 3, 6, 6)
+    with torch.no_grad():
+        next(model.parameters())[0] *= 30
+    q = minq.ptq(model, x, sweeps=2, progress=False)
+    assert minq.debug(q, model, x, each=False).exact > 80
+    assert minq.sqnr(model(x).detach(), q(x).detach()) > 25
+    exact = minq.to_integer(q, multipliers="float")
+    assert torch.equal(exact(x), minq.deploy.simulation(q)(x.double()).float())
+    blind = minq.ptq(model, example=x[:2], input_range=(-8, 8))
+    assert minq.sqnr(model(x).detach(), blind(x).detach()) > 20
+    gm = minq.qat.prepare(model, x, activations=None, weights=None)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    for network, seen in zip((model, gm), inputs, strict=True):
+        network(seen).square().sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-3, atol=1e-4)
+    assert minq.sqnr(model(x).detach(), minq.qat.finish(gm)(x).detach()) > 80
 
 
 def test_relu6_three_ways():

@@ -9,9 +9,10 @@ readers (layers that take it in); the pairs and triples of the paper are its sma
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from minq import graph
 from minq.ptq import equalize
@@ -110,7 +111,9 @@ def _same_shape(inputs: list[fx.Node], node: fx.Node) -> bool:
 def _passes(node: fx.Node) -> bool:
     """Whether f(s x) = s f(x) for a scale of each channel, which stays in its place."""
     kind = graph.op(node)
-    if kind not in _HOMOGENEOUS and not is_clip(node):  # eq. (20)
+    if kind not in _HOMOGENEOUS and graph.clip_bounds(node) is None:  # eq. (20)
+        return False
+    if is_clip(node) and any(map(_trains, (*node.args[1:], *node.kwargs.values()))):
         return False
     before, after = graph.shape_of(node.args[0]), graph.shape_of(node)
     if kind in ("view", "flatten", "reshape", "_unsafe_view"):  # (B, C, 1, 1) to (B, C)
@@ -136,26 +139,21 @@ def _fits(c: Channels) -> bool:
     )
 
 
-def clips_at(node: fx.Node) -> float | None:
-    """6 for ReLU6, the ceiling of any clip that starts at 0; else None."""
-    kind = graph.op(node)
-    if kind == "relu6":
-        return 6.0
-    if kind not in ("hardtanh", "clamp"):
-        return None
-    default = (-1.0, 1.0) if kind == "hardtanh" else (None, None)
-    names = ("min_val", "max_val") if kind == "hardtanh" else ("min", "max")
-    low, high = (graph.argument(node, k + 1, names[k], default[k]) for k in (0, 1))
-    numbers = isinstance(low, (int, float)) and isinstance(high, (int, float))
-    return float(high) if numbers and low == 0 else None
-
-
 def is_clip(node: fx.Node) -> bool:
-    """Whether the node clips between 0 and a ceiling: one for all, or one for each channel."""
-    if clips_at(node) is not None:
-        return True
-    bounds = [a for a in node.args[1:] if isinstance(a, fx.Node) and a.op == "get_attr"]
-    return graph.op(node) == "clamp" and len(bounds) == 2 and "_floor" in str(bounds[0].target)
+    """Whether the node clips at bounds that can be scaled with its channels.
+
+    clip(x; l, h) / s = clip(x / s; l / s, h / s). What only keeps its channels' signs, as ReLU,
+    needs no new bounds, and is not meant.
+    """
+    bounds = graph.clip_bounds(node)
+    return bounds is not None and not all(((v == 0) | v.isinf()).all() for v in bounds)
+
+
+def _trains(bound: Any) -> bool:
+    """Whether a clip's bound is a parameter; scaled, it would be one no more."""
+    if not isinstance(bound, fx.Node) or bound.op != "get_attr":
+        return False
+    return isinstance(graph.get(bound.graph.owning_module, bound.target), nn.Parameter)
 
 
 # --- Passes ---------------------------------------------------------------------------------------
@@ -164,7 +162,8 @@ def is_clip(node: fx.Node) -> bool:
 def replace_relu6(gm: fx.GraphModule) -> fx.GraphModule:
     """ReLU in place of every ReLU6, as the paper does before it equalizes; ``gm`` is changed."""
     for node in list(gm.graph.nodes):
-        if clips_at(node) == 6:
+        bounds = graph.clip_bounds(node)
+        if bounds is not None and [v.tolist() for v in bounds] == [0.0, 6.0]:
             node.target, node.args, node.kwargs = torch.ops.aten.relu.default, node.args[:1], {}
     return graph.tidy(gm)
 
@@ -227,7 +226,8 @@ def equalize_graph(
                 node.meta["moments"] = mean / s, variance / s**2
         for node in c.between:
             if is_clip(node):
-                _set_ceiling(gm, node, _ceiling(gm, node, s) / s)
+                low, high = graph.clip_bounds(node)
+                graph.set_clip_bounds(node, low / s, high / s)
     return graph.tidy(gm)
 
 
@@ -256,33 +256,11 @@ class _Ranges:
         return scaled.amax(1).flatten() * self.inputs
 
 
-def _ceiling(gm: fx.GraphModule, node: fx.Node, like: Tensor) -> Tensor:
-    """Where a clip ends in each channel."""
-    if (one := clips_at(node)) is not None:
-        return torch.full_like(like, one)
-    return graph.get(gm, node.args[2].target).flatten()
-
-
-def _set_ceiling(gm: fx.GraphModule, node: fx.Node, ceiling: Tensor) -> None:
-    ceiling = ceiling.reshape(-1, *[1] * (len(graph.shape_of(node)) - 2))
-    if clips_at(node) is None:
-        graph.put(gm, node.args[2].target, ceiling)
-        return
-    arguments = []
-    for name, value in (("floor", torch.zeros_like(ceiling)), ("ceiling", ceiling)):
-        name = graph.unused(gm, f"{node.name}_{name}")
-        gm.register_buffer(name, value)
-        with gm.graph.inserting_before(node):
-            arguments.append(gm.graph.get_attr(name))
-    node.target, node.kwargs = torch.ops.aten.clamp.Tensor, {}
-    node.args = (node.args[0], *arguments)
-
-
 def absorb_biases(gm: fx.GraphModule, *, sigmas: float = 3.0) -> fx.GraphModule:
     """Move high biases into the next layer, eq. (25) to (28); ``gm`` is changed and returned.
 
     For every pair of layers with only ReLU, a clip or pooling between them, where batch norm told
-    mean and deviation of the first one's outputs. A clip's ceiling falls by as much as the bias.
+    mean and deviation of the first one's outputs. A clip's bounds fall by as much as the bias.
     Layers that pad with zeros are left alone. Not exact, see ``absorbable``.
     """
     for c in shared_channels(gm, residual=False):
@@ -296,7 +274,7 @@ def absorb_biases(gm: fx.GraphModule, *, sigmas: float = 3.0) -> fx.GraphModule:
         mean, variance = first.meta["moments"]
         amount = equalize.absorbable(mean, variance.sqrt(), sigmas)
         for node in filter(is_clip, c.between):  # a channel that only ever clips keeps its bias
-            amount = torch.where(amount < _ceiling(gm, node, amount), amount, 0)
+            amount = torch.where(amount < graph.clip_bounds(node)[1], amount, 0)
         bias = graph.bias_of(gm, first)
         for node in c.readers:
             weight, old = graph.weight_of(gm, node), graph.bias_of(gm, node)
@@ -305,8 +283,9 @@ def absorb_biases(gm: fx.GraphModule, *, sigmas: float = 3.0) -> fx.GraphModule:
         graph.set_bias(gm, first, lower)  # the same for all readers
         first.meta["moments"] = mean - amount, variance
         for node in c.between:
-            if is_clip(node):
-                _set_ceiling(gm, node, _ceiling(gm, node, amount) - amount)
+            if is_clip(node):  # a floor of 0 stays: below the bias there is next to nothing
+                low, high = graph.clip_bounds(node)
+                graph.set_clip_bounds(node, torch.where(low == 0, low, low - amount), high - amount)
     return graph.tidy(gm)
 
 

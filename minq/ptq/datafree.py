@@ -8,7 +8,6 @@ needs, eq. (29) to (31), and ranges for the activations, eq. (18) and (19).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,7 +18,6 @@ from torch import Tensor, fx
 from minq import graph
 from minq.ptq import bias as bias_math
 from minq.ptq.before import set_corrected_bias
-from minq.ptq.channels import clips_at
 from minq.simulate import is_quantizer, is_weight
 
 ALPHA = 6.0  # deviations on either side that a range holds, as the paper suggests
@@ -88,12 +86,8 @@ def _of(gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Moments]) -> Mom
         weight, bias = graph.weight_of(gm, node), graph.bias_of(gm, node)
         groups = graph.groups_of(node)
         return Moments.gaussian(*bias_math.conv_moments(weight, bias, x.mean, x.variance, groups))
-    if kind == "relu":
-        return _clip(x, 0.0, torch.full_like(x.mean, math.inf))
-    if (ceiling := clips_at(node)) is not None:
-        return _clip(x, 0.0, torch.full_like(x.mean, ceiling))
-    if kind == "clamp" and all(isinstance(a, fx.Node) for a in node.args[1:]):
-        return _clip(x, 0.0, graph.get(gm, node.args[2].target).flatten())
+    if (bounds := graph.clip_bounds(node)) is not None:
+        return _clip(x, *bounds)
     if kind in _ELEMENTWISE:
         return _through(lambda t: node.target(t, *node.args[1:], **node.kwargs), x)
     if kind == "add" and len(data) == 2:
@@ -123,15 +117,16 @@ def _channels_last(node: fx.Node) -> bool:
     return graph.op(node) == "linear" and len(graph.shape_of(node)) != 2
 
 
-def _clip(x: Moments, low: float, high: Tensor) -> Moments:
-    """ReLU and ReLU6 of Gaussian inputs, eq. (31)."""
+def _clip(x: Moments, low: Tensor, high: Tensor) -> Moments:
+    """ReLU, ReLU6 and any other clip of Gaussian inputs, eq. (31)."""
     mean, variance = torch.empty_like(x.mean), torch.empty_like(x.mean)
-    for ceiling in high.unique().tolist():
-        k = high == ceiling
+    bounds = torch.stack([v.to(x.mean).expand_as(x.mean) for v in (low, high)], 1)
+    for pair in bounds.unique(dim=0):
+        k = (bounds == pair).all(1)
         mean[k], variance[k] = bias_math.clipped_normal(
-            x.mean[k], x.variance[k].sqrt(), low, ceiling
+            x.mean[k], x.variance[k].sqrt(), *pair.tolist()
         )
-    ends = (torch.minimum(end.clamp(min=low), high) for end in (x.low, x.high))
+    ends = (torch.minimum(torch.maximum(end, low), high) for end in (x.low, x.high))
     return Moments(mean, variance, *ends)
 
 

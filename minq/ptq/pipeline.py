@@ -277,14 +277,15 @@ def _activation(gm: fx.GraphModule, node: fx.Node, groups: int) -> Callable | No
     (user,) = node.users
     if graph.op(user) not in graph.FUSED - {"prelu"}:
         return None
-    given = [a for a in (*user.args[1:], *user.kwargs.values()) if isinstance(a, fx.Node)]
-    if any(a.op != "get_attr" or a in user.kwargs.values() for a in given):
+    if (bounds := graph.clip_bounds(user, -1 if graph.op(node) == "linear" else 1)) is not None:
+        if all(v.ndim == 0 for v in bounds):
+            low, high = map(float, bounds)
+        else:
+            low, high = (v.reshape(groups, 1, -1) if v.ndim else v for v in bounds)
+        return lambda t: torch.clamp(t, low, high)
+    if any(isinstance(a, fx.Node) for a in (*user.args[1:], *user.kwargs.values())):
         return None
-    args = [
-        graph.get(gm, a.target).reshape(groups, 1, -1) if isinstance(a, fx.Node) else a
-        for a in user.args[1:]
-    ]
-    return lambda t: user.target(t, *args, **user.kwargs)
+    return lambda t: user.target(t, *user.args[1:], **user.kwargs)
 
 
 def _correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:

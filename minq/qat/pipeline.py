@@ -89,7 +89,7 @@ def _exchange(gm: fx.GraphModule, old: Callable, new: Callable) -> None:
     """Call one function in place of another that clamps a tensor between two constants."""
     constants = {name for name, _ in gm.named_buffers()}
     for node in gm.graph.nodes:
-        if node.target == old and len(node.args) == 3:
+        if node.target == old and len(node.args) == 3 and graph.clip_bounds(node) is not None:
             if all(getattr(a, "target", None) in constants for a in node.args[1:]):
                 node.target = new
     gm.recompile()
