@@ -18,6 +18,9 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 from minq import graph
 from minq.batches import arguments_for
+from minq.fold import fold_constants
+from minq.masks import write_as_fill
+from minq.rewrite import rewrite
 
 
 class CaptureError(ValueError):
@@ -96,7 +99,7 @@ def _in_place(node: fx.Node) -> bool:
 
 
 def _plain(module: fx.GraphModule) -> fx.GraphModule:
-    """A fresh GraphModule of the exported graph: nothing in place, attention spelled out."""
+    """A fresh GraphModule of the exported graph: nothing in place, one form for each thing."""
     module.graph._tracer_cls = None  # export's own can only be made by export: pickling needs one
     gm = fx.GraphModule(module, module.graph)
     gm.meta["minq"] = True
@@ -117,8 +120,6 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
             node.target = torch.ops.aten.reshape.default
         elif graph.op(node) == "_native_batch_norm_legit_no_training":
             _old_batch_norm(ops, node)
-        elif graph.op(node) == "scaled_dot_product_attention":
-            _spell_out_attention(gm, node)
         elif node.op == "call_function" and _in_place(node):
             packet = getattr(torch.ops.aten, graph.op(node)[:-1])
             node.target = getattr(packet, node.target._overloadname)
@@ -127,7 +128,7 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
                 if later:
                     user.replace_input_with(node.args[0], node)
                 later = later or user is node
-    return graph.tidy(gm)
+    return write_as_fill(fold_constants(rewrite(graph.tidy(gm))))
 
 
 def _same_kind(a: fx.Node, b: fx.Node) -> bool:
@@ -146,41 +147,3 @@ def _old_batch_norm(ops: fx.Graph, node: fx.Node) -> None:
     for user in list(node.users):
         new.meta.update(user.meta)
         user.replace_all_uses_with(new)
-
-
-def _spell_out_attention(gm: fx.GraphModule, node: fx.Node) -> None:
-    """softmax(Q K^T / sqrt(d) + mask) V as its operators, so that each can be quantized."""
-    q, k, v = node.args[:3]
-    mask, dropout = graph.argument(node, 3, "attn_mask"), graph.argument(node, 4, "dropout_p", 0.0)
-    causal, scale = graph.argument(node, 5, "is_causal", False), node.kwargs.get("scale")
-    if dropout or causal or node.kwargs.get("enable_gqa"):
-        return  # stays one operator, and is named as unsupported
-    scale = graph.shape_of(q)[-1] ** -0.5 if scale is None else scale
-    aten, value = torch.ops.aten, node.meta["val"]
-
-    def call(target, *args):
-        new = gm.graph.call_function(target, args)
-        new.meta.update({k: m for k, m in node.meta.items() if k != "val"})
-        with torch.no_grad(), _fake_mode(value):
-            new.meta["val"] = target(
-                *(a.meta["val"] if isinstance(a, fx.Node) else a for a in args)
-            )
-        return new
-
-    with gm.graph.inserting_before(node):
-        scores = call(aten.matmul.default, q, call(aten.transpose.int, k, -2, -1))
-        scores = call(aten.mul.Tensor, scores, scale)
-        if mask is not None and graph.is_float(mask):
-            scores = call(aten.add.Tensor, scores, mask)
-        elif mask is not None:
-            hidden = call(aten.logical_not.default, mask)
-            scores = call(aten.masked_fill.Scalar, scores, hidden, float("-inf"))
-        out = call(aten.matmul.default, call(aten.softmax.int, scores, -1), v)
-    node.replace_all_uses_with(out)
-    gm.graph.erase_node(node)
-
-
-def _fake_mode(value: Tensor):
-    from contextlib import nullcontext
-
-    return getattr(value, "fake_mode", None) or nullcontext()

@@ -95,43 +95,139 @@ def fold_batch_norms(gm: GraphModule) -> GraphModule:
 def fold_constants(gm: GraphModule) -> GraphModule:
     """Compute once what parameters alone decide; ``gm`` is changed and returned.
 
-    Such as a weight of length 1 (weight normalization), or shares that sum to 1 (EfficientDet's
-    fusion of resolutions). The result is a parameter; a single number that something is multiplied
-    or divided by goes into the graph. What only shows a parameter in another shape stays.
+    Such as a weight of length 1 (weight normalization), the queries' part of a larger weight, or
+    shares that sum to 1 (EfficientDet's fusion of resolutions). The result is a parameter, or a
+    buffer where no parameter is in it; it has the name of the one parameter that it replaces, or
+    that name with a number. A single number that something is multiplied or divided by goes into
+    the graph.
     """
     import torch
     from torch import fx
 
     from minq import graph
 
-    made: set[fx.Node] = set()
-
-    def value(node: fx.Node) -> torch.Tensor:
-        return graph.get(gm, node.target).detach()
-
-    for node in list(gm.graph.nodes):
-        inputs, kind = node.all_input_nodes, graph.op(node)
-        if kind in ("mul", "div") and node.args[1] in made and value(node.args[1]).numel() == 1:
-            if value(node.args[1]).ndim <= len(graph.shape_of(node.args[0])):
-                node.args = (node.args[0], value(node.args[1]).item(), *node.args[2:])
-                continue
-        if node.op != "call_function" or kind in graph.LAYERS | graph.PRODUCTS:
+    values: dict[fx.Node, object] = {}  # of all that is known
+    origins: dict[fx.Node, set[fx.Node]] = {}  # the parameters and buffers behind it
+    for node in gm.graph.nodes:
+        if node.op == "get_attr":
+            value = graph.get(gm, node.target)
+            if isinstance(value, torch.Tensor):
+                values[node], origins[node] = value.detach(), {node}
+        elif _decided(node, values):
+            origins[node] = set().union(*(origins[x] for x in node.all_input_nodes))
+            with torch.no_grad():
+                value = node.target(*fx.map_arg(node.args, values.get), **fx.map_arg(node.kwargs, values.get))  # fmt: skip
+            if _small(value, [values[x] for x in origins[node]]):
+                values[node] = value
+    results = [
+        node for node in values
+        if node.op == "call_function" and isinstance(values[node], torch.Tensor)
+        and any(user not in values for user in node.users)
+    ]  # fmt: skip
+    for node in results:
+        _numbers(node, values)
+    results = [node for node in results if any(user not in values for user in node.users)]
+    makes: dict[fx.Node, int] = {}  # how many results a parameter has a share in
+    for node in results:
+        for x in origins[node]:
+            makes[x] = makes.get(x, 0) + 1
+    for node in results:
+        if len(origins[node]) == 1 and (x := next(iter(origins[node]))) and _same(values, node, x):
+            node.replace_all_uses_with(x)
             continue
-        if not inputs or any(x.op != "get_attr" for x in inputs) or not graph.is_float(node):
-            continue
-        if kind in graph.TRANSPARENT and made.isdisjoint(inputs):
-            continue
-        with torch.no_grad():
-            result = node.target(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))
-        name = graph.unused(gm, f"{inputs[0].target}_{kind}")
-        graph.put(gm, name, result)
+        name, trained = _name(gm, node, origins[node], makes, values)
+        _store(gm, name, values[node], trained)
         with gm.graph.inserting_before(node):
             new = gm.graph.get_attr(name)
         new.meta.update(node.meta)
-        node.replace_all_uses_with(new)
-        gm.graph.erase_node(node)
-        made.add(new)
+        node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in values)
     return graph.tidy(gm)
+
+
+def _decided(node, values) -> bool:
+    """Whether the operator's inputs are known, and decide its result."""
+    import torch
+
+    from minq import graph
+
+    if node.op != "call_function" or not all(x in values for x in node.all_input_nodes):
+        return False
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return False
+    return bool(node.all_input_nodes) or graph.op(node) in graph.MAKERS - {"empty"}
+
+
+def _small(value, inputs) -> bool:
+    """No table of what is easily computed again: not far above what it is made of."""
+    import torch
+
+    size = value.numel() if isinstance(value, torch.Tensor) else 0
+    return size <= max(2**22, 4 * sum(x.numel() for x in inputs))
+
+
+def _numbers(node, values) -> None:
+    """A factor or summand that is one number goes into the graph."""
+    from minq import graph
+
+    value = values[node]
+    if value.numel() != 1 or not graph.is_float(node):
+        return
+    for user in list(node.users):
+        if user in values or graph.op(user) not in ("mul", "div", "add", "sub") or user.kwargs:
+            continue
+        x, other = user.args[:2]
+        if other is not node and graph.op(user) in ("mul", "add"):
+            x, other = other, x
+        if other is node and value.ndim <= len(graph.shape_of(x)) and x is not node:
+            user.args = (x, value.item(), *user.args[2:])
+
+
+def _same(values, node, x) -> bool:
+    """Whether a result is the parameter itself: detached, copied, or laid out anew."""
+    a, b = values[node], values[x]
+    return a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
+
+
+def _name(gm, node, origins, makes, values) -> tuple[str, bool]:
+    """What to call a result, and whether it is trained."""
+    import re
+
+    import torch
+
+    from minq import graph
+
+    given = {x: graph.get(gm, x.target) for x in origins}
+    trained = [x for x, v in given.items() if isinstance(v, torch.nn.Parameter)]
+    if not origins:
+        path = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1][0]
+        return graph.unused(gm, f"{path}.{node.name}".lstrip(".")), False
+    largest = max(trained or origins, key=lambda x: values[x].numel())
+    alone = all(makes[x] == 1 and all(user in values for user in x.users) for x in [largest])
+    name = re.sub(r"parametrizations\.(\w+)\.original\d*$", r"\1", str(largest.target))
+    if graph.op(node) == "_weight_norm" or name.endswith("_orig"):
+        name = re.sub("_(v|g|orig)$", "", name)
+    if alone and (name == largest.target or not graph._taken(gm, name)):
+        return name, bool(trained)
+    k = 1
+    while graph._taken(gm, f"{name}_{k}"):
+        k += 1
+    return f"{name}_{k}", bool(trained)
+
+
+def _store(gm, name, value, trained) -> None:
+    """Make the parameter or buffer of that name, in place of what has it."""
+    import torch
+
+    path, _, leaf = name.rpartition(".")
+    module = gm.get_submodule(path)
+    for kind in (module._parameters, module._buffers):
+        kind.pop(leaf, None)
+    module.__dict__.pop(leaf, None)
+    value = value.detach().clone(memory_format=torch.contiguous_format)
+    if trained and value.is_floating_point():
+        module.register_parameter(leaf, torch.nn.Parameter(value))
+    else:
+        module.register_buffer(leaf, value)
 
 
 def add_stacked(gm: GraphModule) -> GraphModule:

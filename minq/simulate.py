@@ -24,7 +24,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from minq import graph, ranges
+from minq import graph, masks, ranges
 from minq.quantizer import Estimator, Quantizer
 
 _COMPUTING = graph.LAYERS | graph.PRODUCTS | graph.FUSED | graph.OTHERS | graph.JOINS
@@ -62,16 +62,18 @@ def insert_quantizers(
         raise ValueError("the graph has quantizers already; start again from minq.capture")
     plan = _Plan(gm, skip, layers, weights, activations, per_channel, group_size, symmetric)
     quantized: dict[fx.Node, fx.Node] = {}
-    data = _data(gm)
+    found = plan.found = masks.find(gm)
+    data = _data(gm) - found.masks
     unsupported: dict[str, list[str]] = {}
     for node in list(gm.graph.nodes):
-        if node.op == "placeholder" and graph.is_float(node) and not _only_masks(node):
-            _after(gm, node, plan.activation(node, activation_estimator), quantized)
+        if node.op == "placeholder" and graph.is_float(node):
+            if node not in found.masks | found.partly:
+                _after(gm, node, plan.activation(node, activation_estimator), quantized, plan)
         if node.op != "call_function" or node not in data:
             continue
         kind = graph.op(node)
         if kind not in _COMPUTING:
-            if kind not in graph.TRANSPARENT and kind != "rescale":
+            if kind not in graph.TRANSPARENT and kind != "rescale" and node not in found.hidden:
                 unsupported.setdefault(kind, []).append(place(node))
             continue
         if plan.skips(node):
@@ -79,8 +81,9 @@ def insert_quantizers(
         if kind in graph.LAYERS | graph.PRODUCTS:
             _quantize_weights(gm, node, plan, weight_estimator, quantized)
         _quantize_inputs(gm, node, plan, activation_estimator, quantized)
-        if graph.is_float(node) and not _rounded_later(node) and kind != "embedding":
-            _after(gm, node, plan.activation(node, activation_estimator), quantized)
+        later = kind == "embedding" or node in found.hidden or _rounded_later(node, plan)
+        if graph.is_float(node) and not later:
+            _after(gm, node, plan.activation(node, activation_estimator), quantized, plan)
     plan.check()
     for kind, where in unsupported.items():
         warnings.warn(
@@ -143,8 +146,21 @@ def place(node: fx.Node) -> str:
 _WHOLE = {"axis": None, "group": None}
 
 
+def _outputs(node: fx.Node, weight: fx.Node) -> int | None:
+    """The dimension of a weight that holds the outputs; None where it is none, or not one."""
+    kind = graph.op(node)
+    if kind in graph.PRODUCTS:  # rows on the left, columns on the right; a vector has one output
+        axis = -2 if weight is node.args[0] else -1
+        return axis if len(graph.shape_of(weight)) > 1 else None
+    if kind in graph.TRANSPOSED:  # with groups it holds a channel of every group
+        return 1 if graph.groups_of(node) == 1 else None
+    return 0
+
+
 class _Plan:
     """The settings of each layer, and which patterns were used."""
+
+    found: masks.Masks
 
     def __init__(
         self, gm, skip, layers, weights, activations, per_channel, group_size, symmetric
@@ -182,15 +198,14 @@ class _Plan:
                 return self.default | dict(setting)
         return self.default
 
-    def weight(self, node: fx.Node, estimator: str | Estimator) -> Quantizer | None:
+    def weight(
+        self, node: fx.Node, weight: fx.Node, estimator: str | Estimator
+    ) -> Quantizer | None:
         setting, axis = self.setting(node), None
         if setting["weights"] is None:
             return None
         if setting["per_channel"]:
-            kind = graph.op(node)
-            axis = 1 if kind in graph.TRANSPOSED else -1 if kind in graph.PRODUCTS else 0
-            if kind in graph.TRANSPOSED and graph.groups_of(node) > 1:
-                axis = None  # its second dimension holds a channel of every group
+            axis = _outputs(node, weight)
         if setting["group_size"] is not None and axis is None:
             raise ValueError(
                 f"{place(node)}: groups are cut out of output channels, and this weight has one "
@@ -245,8 +260,8 @@ def _data(gm: fx.GraphModule) -> set[fx.Node]:
     return data
 
 
-def _after(gm, node, quantizer, quantized, name=None) -> None:
-    """Put a quantizer between a node and all that reads it."""
+def _after(gm, node, quantizer, quantized, plan, name=None) -> None:
+    """Put a quantizer between a node and all that reads it, but for masks."""
     if quantizer is None or node in quantized:
         return
     if node.op == "get_attr":
@@ -256,7 +271,7 @@ def _after(gm, node, quantizer, quantized, name=None) -> None:
     name = graph.unused(gm, name)
     quantizer.off().to(graph.device_of(gm))
     gm.add_submodule(name, quantizer)
-    users = list(node.users)
+    users = [user for user in node.users if user not in plan.found.masks]
     with gm.graph.inserting_after(node):
         new = gm.graph.call_module(name, (node,))
     new.meta.update(node.meta)
@@ -269,7 +284,7 @@ def _quantize_weights(gm, node, plan, estimator, quantized) -> None:
     operands = node.args if graph.op(node) in graph.PRODUCTS else [graph.weight_node(node)]
     for weight in operands:
         if weight.op == "get_attr" and graph.is_float(weight):
-            _after(gm, weight, plan.weight(node, estimator), quantized)
+            _after(gm, weight, plan.weight(node, weight, estimator), quantized, plan)
 
 
 def _quantize_inputs(gm, node, plan, estimator, quantized) -> None:
@@ -278,12 +293,17 @@ def _quantize_inputs(gm, node, plan, estimator, quantized) -> None:
         source = _source(x)
         if source in quantized or not graph.is_float(source):
             continue
+        if x in plan.found.masks or {x, source} & plan.found.hidden:
+            continue
         if graph.op(source) in _COMPUTING and not plan.skips(source):
             continue  # rounded after the operator in between, or together with others
+        if graph.op(node) in graph.FUSED and x is node.args[0]:
+            continue  # rounded behind the activation function
         if source.op == "get_attr":  # a constant that is added, such as a positional embedding
-            _after(gm, source, plan.activation(node, estimator), quantized)
+            _after(gm, source, plan.activation(node, estimator), quantized, plan)
         else:
-            _after(gm, x, plan.activation(node, estimator), quantized, name=f"{place(node)}.input")
+            name = f"{place(node)}.input"
+            _after(gm, x, plan.activation(node, estimator), quantized, plan, name)
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:
@@ -296,7 +316,7 @@ def _operands(node: fx.Node) -> list[fx.Node]:
     if kind in graph.JOINS:
         inputs = graph.parts_of(node)
     elif kind in graph.PRODUCTS or kind in ("add", "sub", "rsub", "mul", "div", "pow"):
-        inputs = [x for x in node.args[:2] if x is not _mask(node)]
+        inputs = list(node.args[:2])
     else:
         inputs = list(node.args[:1])
     return [x for x in inputs if isinstance(x, fx.Node) and graph.is_float(x)]
@@ -308,46 +328,19 @@ def _source(node: fx.Node) -> fx.Node:
         inputs = node.all_input_nodes
         if node.op != "call_function" or not inputs:
             break
+        if graph.op(node) == "getitem" and graph.op(inputs[0]) not in graph.TRANSPARENT:
+            break  # one of the results of an operator that computes
         node = inputs[0]
     return node
 
 
-def _rounded_later(node: fx.Node) -> bool:
+def _rounded_later(node: fx.Node, plan: _Plan) -> bool:
     """Whether the next operator works on the accumulator, before anything is rounded."""
     if len(node.users) != 1:
         return False
     (user,) = node.users
+    if user in plan.found.hidden:
+        return False
     if graph.op(user) in graph.FUSED:
-        return graph.op(node) not in graph.FUSED
-    if graph.op(user) in graph.JOINS | graph.SINGULAR:
-        return True
-    return _mask(node) is not None
-
-
-def _mask(node: fx.Node) -> fx.Node | None:
-    """What is added to the scores of an attention, as large as -infinity: no grid can hold it."""
-    users = list(node.users)
-    while len(users) == 1 and graph.op(users[0]) in graph.TRANSPARENT | {"add"}:
-        users = list(users[0].users)
-    if graph.op(node) != "add" or len(users) != 1 or graph.op(users[0]) != "softmax":
-        return None
-    masks = [x for x in node.all_input_nodes if not _scores(x)]
-    return masks[0] if len(masks) == 1 and len(node.all_input_nodes) == 2 else None
-
-
-def _scores(node: fx.Node) -> bool:
-    """Whether the values are products of queries and keys, with or without a mask."""
-    node = _source(node)
-    if is_quantizer(node):
-        return _scores(node.args[0])
-    return graph.op(node) in graph.PRODUCTS or (
-        graph.op(node) == "add" and any(map(_scores, node.all_input_nodes))
-    )
-
-
-def _only_masks(node: fx.Node) -> bool:
-    """Whether all that reads the node takes it for a mask."""
-    return bool(node.users) and all(
-        _only_masks(user) if graph.op(user) in graph.TRANSPARENT else _mask(user) is node
-        for user in node.users
-    )
+        return graph.op(node) not in graph.FUSED and user.args[0] is node
+    return graph.op(user) in graph.JOINS | graph.SINGULAR

@@ -163,7 +163,7 @@ def test_nothing_in_the_graph_asks_for_the_strides_of_one_device(name):
 
 
 def test_a_copy_on_the_cpu_makes_its_tensors_there():
-    gm = minq.capture(Lambda(lambda m, x: x + torch.arange(3, device=x.device)), noise(2, 3))
+    gm = minq.capture(Lambda(lambda m, x: x + torch.arange(len(x), device=x.device)[:, None]), noise(2, 3))
     elsewhere = copy.deepcopy(gm)
     for node in elsewhere.graph.nodes:
         if node.kwargs.get("device"):
