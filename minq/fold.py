@@ -115,8 +115,9 @@ def fold_constants(gm: GraphModule) -> GraphModule:
                 values[node], origins[node] = value.detach(), {node}
         elif _decided(node, values):
             origins[node] = set().union(*(origins[x] for x in node.all_input_nodes))
+            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
             with torch.no_grad():
-                value = node.target(*fx.map_arg(node.args, values.get), **fx.map_arg(node.kwargs, values.get))  # fmt: skip
+                value = node.target(*args, **kwargs)
             if _small(value, [values[x] for x in origins[node]]):
                 values[node] = value
     results = [

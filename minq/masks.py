@@ -27,7 +27,7 @@ from minq import graph
 
 aten = torch.ops.aten
 
-SOFTMAX = frozenset({"softmax", "log_softmax", "_log_softmax", "_safe_softmax"})
+SOFTMAX = frozenset({"softmax", "log_softmax", "_safe_softmax"})
 
 _ARITHMETIC = frozenset(
     """add sub rsub mul div neg rescale where maximum minimum clamp clamp_min clamp_max log to
@@ -82,7 +82,11 @@ def find(gm: fx.GraphModule) -> Masks:
             elif "mask" in uses or any(u in found.partly for u in node.users if u in pure):
                 found.partly.add(node)
     for node in nodes:
-        if node not in pure and graph.is_float(node) and graph.op(node) in _ELEMENTWISE:
+        if node in pure or not graph.is_float(node):
+            continue
+        if graph.op(node) == "log_softmax" and _passed_on(node, found.hidden):
+            found.hidden.add(node)
+        elif graph.op(node) in _ELEMENTWISE:
             joined = graph.op(node) not in ("mul", "rescale", "div") and any(
                 x in found.masks and graph.is_float(x) for x in node.all_input_nodes
             )

@@ -162,7 +162,8 @@ def _einsum(node: fx.Node) -> fx.Node | None:
         a, b, of_a, of_b, rows, columns = b, a, of_b, of_a, columns, rows
     sizes = dict(zip(of_a + of_b, graph.shape_of(a) + graph.shape_of(b), strict=True))
     if not summed:
-        return call(node, aten.mul.Tensor, *(_spread(node, *x, out) for x in ((a, of_a), (b, of_b))))
+        both = _spread(node, a, of_a, out), _spread(node, b, of_b, out)
+        return call(node, aten.mul.Tensor, *both)
     if not all(graph.fixed(sizes[i]) for i in [*rows[1:], *columns, *summed]):
         return None
     if is_constant(b) and not batch and not is_constant(a):

@@ -1,0 +1,124 @@
+"""One form for what is written in many ways: layers, products, and weights that are computed."""
+
+import pytest
+import torch
+from networks import Lambda, noise
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+import minq
+from minq import graph
+from minq.simulate import weight_quantizers
+
+X = noise(6, 9, 16)
+
+
+def p(*shape):
+    return nn.Parameter(noise(*shape, seed=len(shape)))
+
+
+def linear(function, **parts):
+    return lambda: (Lambda(function, **parts).eval(), (X,))
+
+
+LAYERS = {
+    "x W + b": linear(lambda m, x: x @ m.w + m.b, w=p(16, 8), b=p(8)),
+    "b + x W": linear(lambda m, x: m.b + x @ m.w, w=p(16, 8), b=p(8)),
+    "addmm": linear(lambda m, x: torch.addmm(m.b, x.flatten(0, 1), m.w), w=p(16, 8), b=p(8)),
+    "addmm scaled": linear(
+        lambda m, x: torch.addmm(m.b, x.flatten(0, 1), m.w, beta=0.5, alpha=2.0), w=p(16, 8), b=p(8)
+    ),
+    "W x": linear(lambda m, x: m.w @ x, w=p(5, 9)),
+    "einsum": linear(lambda m, x: torch.einsum("bnd,dk->bnk", x, m.w), w=p(16, 8)),
+    "heads": linear(lambda m, x: torch.einsum("bnd,dhk->bhnk", x, m.w), w=p(16, 4, 3)),
+    "heads summed": linear(
+        lambda m, x: torch.einsum("bhqd,hdk->bqk", x.unflatten(2, (4, 4)).transpose(1, 2), m.w),
+        w=p(4, 4, 5),
+    ),
+    "weight first": linear(lambda m, x: torch.einsum("oc,bcn->bon", m.w, x), w=p(8, 9)),
+    "dots": linear(lambda m, x: torch.einsum("...d,kd->...k", x, m.w), w=p(8, 16)),
+    "slice": linear(lambda m, x: F.linear(x, m.w[8:24], m.b[8:24]), w=p(32, 16), b=p(32)),
+    "turned": linear(lambda m, x: x @ m.w.t(), w=p(8, 16)),
+    "a convolution's": linear(lambda m, x: F.linear(x, m.w[:, :, 0]), w=p(8, 16, 1)),
+    "standardized": linear(lambda m, x: F.conv1d(x, m.w - m.w.mean(1, keepdim=True)), w=p(8, 9, 3)),
+    "low rank": linear(
+        lambda m, x: F.linear(x, m.w + m.a @ m.b), w=p(8, 16), a=p(8, 2), b=p(2, 16)
+    ),
+    "masked": linear(lambda m, x: F.linear(x, m.w * (m.w > 0)), w=p(8, 16)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_whatever_is_linear_is_a_layer(name):
+    model, args = LAYERS[name]()
+    gm = minq.capture(model, args)
+    (node,) = [n for n in gm.graph.nodes if graph.op(n) in graph.LAYERS | graph.PRODUCTS]
+    assert graph.is_layer(node)
+    with torch.no_grad():
+        assert minq.sqnr(model(*args), gm(*args)) > 120
+        x = torch.cat([X, X[:3]])
+        assert minq.sqnr(model(x), gm(x)) > 120
+    q = minq.ptq(model, [args], weights=8, per_channel=True, rounding="nearest")
+    (one,) = weight_quantizers(q).values()
+    outputs = graph.shape_of(next(n for n in q.graph.nodes if graph.is_layer(n)))
+    channel = 1 if name == "standardized" else -1
+    assert one.scale.numel() == outputs[channel]
+    with torch.no_grad():
+        assert minq.sqnr(model(*args), q(*args)) > 34
+
+
+@pytest.mark.parametrize("equation", ["bqd,bkd->bqk", "bnd,bnd->bn", "bnd,bne->bde"])
+def test_sums_over_indices_of_two_tensors_are_products(equation):
+    model = Lambda(lambda m, x: torch.einsum(equation, m.a(x), x), a=nn.Linear(16, 16)).eval()
+    gm = minq.capture(model, X)
+    assert "einsum" not in map(graph.op, gm.graph.nodes)
+    with torch.no_grad():
+        assert minq.sqnr(model(X), gm(X)) > 120
+
+
+@pytest.mark.parametrize("function, shape, scales", [
+    (lambda m, x: m.w @ x, (9,), 1),
+    (lambda m, x: x @ m.w, (16,), 1),
+    (lambda m, x: x.unflatten(2, (4, 4)).transpose(1, 2) @ m.w, (4, 4, 6), 6),
+    (lambda m, x: m.w @ x.unflatten(2, (4, 4)).transpose(1, 2), (4, 5, 9), 5),
+], ids=["vector left", "vector right", "matrices right", "matrices left"])  # fmt: skip
+def test_the_scales_of_a_product_lie_along_its_outputs(function, shape, scales):
+    q = minq.ptq(Lambda(function, w=p(*shape)), X, per_channel=True, rounding="nearest")
+    assert minq.quantizers(q)["w_quantizer"].scale.numel() == scales
+
+
+@pytest.mark.parametrize("kind", ["spectral_norm", "weight_norm", "orthogonal"])
+def test_a_weight_behind_a_parametrization_has_the_layers_name(kind):
+    layer = getattr(parametrizations, kind)(nn.Linear(16, 8))
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 2)).eval()
+    q = minq.ptq(model, X, weights=4, rounding="nearest", skip=["2"])
+    assert list(weight_quantizers(q)) == ["0.weight_quantizer"]
+    assert weight_quantizers(q)["0.weight_quantizer"].bits == 4
+    assert "0.weight_quantizer" not in minq.quantizers(minq.ptq(model, X, skip=["0"]))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_every_weight_of_cross_attention_is_quantized(apart):
+    model = Lambda(
+        lambda m, x, y: m.m(x, y, 2 * y if apart else y, need_weights=False)[0],
+        m=nn.MultiheadAttention(16, 4, batch_first=True),
+    ).eval()
+    data = (X, noise(6, 7, 16))
+    q = minq.ptq(model, [data], weights=4, rounding="nearest")
+    parts = [n for n in weight_quantizers(q) if n.startswith("m.in_proj_weight")]
+    assert len(parts) == 3 if apart else 2
+    assert all(one.bits == 4 for one in weight_quantizers(q).values())
+    assert not weight_quantizers(minq.ptq(model, [data], rounding="nearest", skip=["m", "m.*"]))
+
+
+def test_a_weight_from_the_input_is_a_product():
+    model = Lambda(lambda m, x: F.linear(x, m.a(x[0]).tanh()), a=nn.Linear(16, 16)).eval()
+    q = minq.ptq(model, X, rounding="nearest")
+    assert {"transpose", "matmul"} <= set(map(graph.op, q.graph.nodes))
+
+
+def test_a_tied_head_stays_tied():
+    model = Lambda(lambda m, i: m.e(i) @ m.e.weight.t(), e=nn.Embedding(10, 16)).eval()
+    q = minq.ptq(model, torch.randint(10, (6, 5)), rounding="nearest")
+    assert list(weight_quantizers(q)) == ["e.weight_quantizer"] and len(graph.layers(q)) == 1
