@@ -5,17 +5,16 @@ load(path)         the network of the file, computed by ONNX Runtime
 fused(path)        the operators that ONNX Runtime makes of it: QLinearConv, QGemm, ...
 
 A file carries a checksum, is written whole or not at all, and holds nothing of the machine it was
-made on.
+made on; minq.deploy.sealed writes and reads it.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
+import math
 import tempfile
 import warnings
 from collections import Counter
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,9 @@ from torch.utils import _pytree as pytree
 import minq
 from minq import graph
 from minq._checks import Array, check_count
-from minq._work import write_whole
+from minq.batches import batches_of
+from minq.deploy import answers
+from minq.deploy.integer import simulation
 from minq.export import capture
 from minq.quantizer import Quantizer
 from minq.simulate import quantizers, weight_quantizers
@@ -35,11 +36,14 @@ from minq.simulate import quantizers, weight_quantizers
 try:
     import onnx
     import onnx_ir as ir
-    import onnxruntime
 
-    from minq.deploy import qdq
+    from minq.deploy import qdq, sealed
 except ImportError as error:
     raise ImportError(f"{error}; install: pip install onnx onnxscript onnxruntime") from error
+try:
+    import onnxruntime
+except ImportError:  # files can be written without it
+    onnxruntime = None
 
 OPSET = 21
 """The first with 4-bit and 16-bit integers in QuantizeLinear."""
@@ -57,14 +61,23 @@ def to_onnx(q: nn.Module, path: str | Path, example: Any = None) -> Path:
         float file to compare with. Everything must be float32, and every quantizer frozen.
     example: what the network is called with; needed where ``q`` is not a captured graph.
 
-    The batch size stays free. Types are those that engines have kernels for: INT8 for weights and
-    UINT8 for all else, where a signed grid stands 128 higher, with its zero-point. Weights of up to
-    4 bits are stored in INT4 and widened by a Cast when the file is loaded. Grids of 9 to 16 bits
-    become INT16 or UINT16, with which ONNX Runtime computes in float. A bias that INT32 cannot hold
-    stays a float, and with it its layer.
+    The batch size stays free. Types are those that engines have kernels for, and sum exactly on
+    every processor: UINT8, where a signed grid stands 128 higher, with its zero-point, and INT8 for
+    weights of 5 to 7 bits. Weights of up to 4 bits are stored in INT4 and widened by a Cast when
+    the file is loaded. Grids of 9 to 16 bits become INT16 or UINT16, with which ONNX Runtime
+    computes in float. A bias that INT32 cannot hold stays a float, and with it its layer; no
+    optimizer rounds what stays in float.
+
+    A network of more than 2 GB, the most that one ONNX file can hold, has its constants in a second
+    file beside it, ``<name>.<digest>.data``; the two are moved together.
+
+    The file is then run, by ONNX Runtime as it comes, on ``example`` or on random numbers within
+    the input's range; where that is installed, and the network can be called with them. A warning
+    says by how many dB an output is off, where that is more than ties and precision explain.
 
     Raises ValueError for a quantizer that is not frozen or has groups, for numbers that are not
-    float32, and for an operator that has no ONNX translation.
+    float32, for an operator that has no ONNX translation, and for an output that is no tensor,
+    number, word or None.
     """
     gm = _captured(q, example)
     for name, quantizer in quantizers(gm).items():
@@ -72,11 +85,10 @@ def to_onnx(q: nn.Module, path: str | Path, example: Any = None) -> Path:
     model = _translate(gm)
     qdq.Rewriting(model, quantizers(gm), set(weight_quantizers(gm))).run()
     model.producer_name, model.producer_version = "minq", minq.__version__
-    model.metadata_props["minq.outputs"] = pytree.treespec_dumps(_structure(gm))
-    model = ir.to_proto(model)
-    onnx.checker.check_model(model, full_check=True)
     path = Path(path)
-    write_whole(path, lambda part: part.write_bytes(_sealed(model.SerializeToString())))
+    sealed.write(model, path)
+    if onnxruntime is not None:
+        _compare(gm, path, example)
     return path
 
 
@@ -98,12 +110,12 @@ def fused(path: str | Path) -> Counter[str]:
     Integer kernels are called QLinearConv, QGemm, QLinearAdd, ...; what is left of QuantizeLinear
     and DequantizeLinear shows where the network changes between integers and float.
     """
-    _unsealed(path)
+    sealed.read(path)
     with tempfile.TemporaryDirectory() as folder:
-        options = _options()
+        options = _options(Path(path).parent)
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         onnxruntime.InferenceSession(str(path), options, providers=PROVIDERS)
-        model = onnx.load(options.optimized_model_filepath)
+        model = onnx.load(options.optimized_model_filepath, load_external_data=False)
     return Counter(node.op_type for node in model.graph.node)
 
 
@@ -111,27 +123,26 @@ class OnnxNetwork:
     """A network that ONNX Runtime computes: torch tensors in, torch tensors out. See ``load``."""
 
     def __init__(self, path: str | Path, *, threads: int | None = None, fuse: bool = True) -> None:
-        content = _unsealed(path)
-        self.options = options = _options()
+        content, self.size = sealed.read(path)
+        self.options = options = _options(Path(path).parent)
         if threads is not None:
             options.intra_op_num_threads = check_count(threads, "threads")
         if not fuse:
             level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.graph_optimization_level = level
-        self.path, self.size = Path(path), len(content)
+        self.path = Path(path)
         self.session = onnxruntime.InferenceSession(content, options, providers=PROVIDERS)
         self.inputs = {i.name: i for i in self.session.get_inputs()}
-        structure = self.session.get_modelmeta().custom_metadata_map["minq.outputs"]
-        self._structure = pytree.treespec_loads(structure)
+        self._answers = self.session.get_modelmeta().custom_metadata_map["minq.answers"]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs for inputs of the shapes and types that the network was captured with."""
         outputs = [torch.from_numpy(v) for v in self.session.run(None, self._feed(args, kwargs))]
-        return pytree.tree_unflatten(outputs, self._structure)
+        return answers.read(self._answers, outputs)
 
     def trace(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The integers behind each quantizer of activations, by its name, int32."""
-        model = onnx.load_model(self.path)
+        model = onnx.load_model(self.path, load_external_data=False)
         names = [v for node in model.graph.node for v in node.output if qdq.INTEGERS in v]
         model.graph.output.extend(onnx.ValueInfoProto(name=v) for v in names)
         session = onnxruntime.InferenceSession(
@@ -179,68 +190,105 @@ def _array(name: str, expected: Any, value: Any) -> Array:
     return array
 
 
-def _options() -> onnxruntime.SessionOptions:
+def _options(folder: Path) -> onnxruntime.SessionOptions:
+    """What a session needs to find large constants, and not to chat."""
+    if onnxruntime is None:
+        raise ImportError("there is no onnxruntime; install: pip install onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if not _sums_are_exact():
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    where = "session.model_external_initializers_file_folder_path"
+    options.add_session_config_entry(where, str(folder.resolve()))
     return options
 
 
-@cache
-def _sums_are_exact() -> bool:
-    """Whether the engine adds products of UINT8 and INT8 without loss.
+# --- The file beside the simulation ---------------------------------------------------------------
 
-    x86 without VNNI adds two of them in 16 bits, and saturates. There is an exact way, up to four
-    times slower, so it is asked for only where this sum comes out wrong.
+
+@torch.no_grad()
+def _compare(gm: fx.GraphModule, path: Path, example: Any) -> None:
+    """Warn where ONNX Runtime, as it comes, answers otherwise than the simulation.
+
+    Ties that fall the other way move an output by as much as double precision does, give or take;
+    in any case by less than quantization itself.
     """
-    weight = onnx.numpy_helper.from_array(np.full((64, 16), 127, np.int8), "w")
-    x, y = (
-        onnx.helper.make_tensor_value_info(name, kind, [16, size])
-        for name, kind, size in (
-            ("x", onnx.TensorProto.UINT8, 64),
-            ("y", onnx.TensorProto.INT32, 16),
-        )
-    )
-    node = onnx.helper.make_node("MatMulInteger", ["x", "w"], ["y"])
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph([node], "sums", [x], [y], [weight]),
-        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
-        ir_version=10,
-    )
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=PROVIDERS)
-    (sums,) = session.run(None, {"x": np.full((16, 64), 255, np.uint8)})
-    return bool((sums == 64 * 255 * 127).all())
+    try:
+        inputs = _inputs(gm, example)
+        expected = _real(gm(*inputs))
+        exact = _real(_in_double(gm)(*(v.double() if _is_real(v) else v for v in inputs)))
+        off = copy.deepcopy(gm)
+        for quantizer in quantizers(off).values():
+            quantizer.off()
+        before = _real(off(*inputs))
+    except Exception:  # a network need not take random numbers
+        return
+    options = _options(path.parent)
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=PROVIDERS)
+    names = [value.name for value in session.get_outputs()]
+    given = {v.name: x.numpy() for v, x in zip(session.get_inputs(), inputs, strict=True)}
+    outputs = [torch.from_numpy(v) for v in session.run(None, given)]
+    metadata = session.get_modelmeta().custom_metadata_map["minq.answers"]
+    name_of = pytree.tree_leaves(answers.read(metadata, names))
+    leaves = pytree.tree_leaves(answers.read(metadata, outputs))
+    for k, want in expected.items():
+        found = _sqnr(exact[k], leaves[k])
+        ties, cost = _sqnr(exact[k], want), _sqnr(before[k], want)
+        if found < min(ties - 10, cost + 6, 60):
+            warnings.warn(
+                f"ONNX Runtime does not compute what the simulation does: its {name_of[k]} from "
+                f"{path.name} has {found:.1f} dB of SQNR towards it, where quantization itself has "
+                f"{cost:.1f} dB; load(path, fuse=False) computes without the engine's integer "
+                "kernels, and skip= keeps a layer out of them",
+                stacklevel=3,
+            )
 
 
-# --- The file -------------------------------------------------------------------------------------
+def _in_double(gm: fx.GraphModule) -> fx.GraphModule:
+    """The simulation, with its biases on their grid where 32 bits hold them."""
+    try:
+        return simulation(gm)
+    except (TypeError, ValueError):
+        return copy.deepcopy(gm).double()
 
 
-def _seal(content: bytes) -> bytes:
-    """A checksum, as the last of the model's metadata: protobuf lets messages be concatenated."""
-    entry = onnx.StringStringEntryProto(
-        key="minq.checksum", value=hashlib.sha256(content).hexdigest()
-    )
-    return onnx.ModelProto(metadata_props=[entry]).SerializeToString()
+def _inputs(gm: fx.GraphModule, example: Any) -> list[Tensor]:
+    """A few samples of the example; without one, numbers from all over the input's range."""
+    nodes = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    if example is not None:
+        (batch,) = batches_of(gm, [example])
+        return [x if _fixed(n) else x[:8] for n, x in zip(nodes, batch, strict=True)]
+    generator, values = torch.Generator().manual_seed(0), []
+    for node in nodes:
+        x = _sample(node)
+        grids = [quantizers(gm).get(str(user.target)) for user in node.users]
+        grid = next((q for q in grids if q is not None), None)
+        if not x.is_floating_point():
+            values.append(torch.ones_like(x))
+        elif grid is None or grid.axis is not None:
+            values.append(torch.randn(x.shape, generator=generator))
+        else:
+            scale, zero_point = grid.grid()
+            share = torch.rand(x.shape, generator=generator)
+            values.append(
+                scale.detach() * (grid.n + share * (grid.p - grid.n) - zero_point.detach())
+            )
+    return values
 
 
-def _sealed(content: bytes) -> bytes:
-    return content + _seal(content)
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _unsealed(path: str | Path) -> bytes:
-    """The content of a file that is what ``to_onnx`` wrote."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; write it with minq.to_onnx(q, path)")
-    content = path.read_bytes()
-    size = len(_seal(b""))
-    if content[-size:] != _seal(content[:-size]):
-        raise ValueError(
-            f"{path.name} is damaged, cut short, or was not written by minq.to_onnx; "
-            "write it again with minq.to_onnx(q, path)"
-        )
-    return content
+def _real(tree: Any) -> dict[int, Tensor]:
+    """The real tensors of an answer, by their place among its leaves."""
+    return {k: v for k, v in enumerate(pytree.tree_leaves(tree)) if _is_real(v) and v.numel()}
+
+
+def _sqnr(signal: Tensor, other: Tensor) -> float:
+    """10 log10(sum x^2 / sum (x - y)^2) of all that is finite in x."""
+    x, y = (v.double()[signal.isfinite()] for v in (signal, other))
+    noise = float((x - y).square().sum())
+    return 10 * math.log10(max(float(x.square().sum()), 1e-300) / noise) if noise else math.inf
 
 
 # --- From torch to ONNX ---------------------------------------------------------------------------
@@ -309,7 +357,8 @@ def _translate(gm: fx.GraphModule) -> ir.Model:
     for name in quantizers(flat):
         flat.set_submodule(name, _Marker(name))
     output = flat.graph.output_node()
-    output.args = (tuple(pytree.tree_leaves(output.args[0])),)
+    tensors, places, names = _outputs(output, _structure(gm))
+    output.args = (tuple(tensors),)
     flat.recompile()
     inputs = [node for node in flat.graph.nodes if node.op == "placeholder"]
     free = {0: torch.export.Dim.AUTO}
@@ -322,7 +371,7 @@ def _translate(gm: fx.GraphModule) -> ir.Model:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[str(node.target) for node in inputs],
-                output_names=_output_names(_structure(gm)),
+                output_names=names,
                 dynamic_shapes=tuple(None if _fixed(node) else free for node in inputs),
                 verbose=False,
             )
@@ -335,6 +384,7 @@ def _translate(gm: fx.GraphModule) -> ir.Model:
     model.graph.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
+    model.metadata_props["minq.answers"] = places
     return model
 
 
@@ -349,6 +399,7 @@ def _as_rows(g: fx.Graph, node: fx.Node) -> None:
     node.args = (rows, *node.args[1:])
     with g.inserting_after(node):
         back = g.call_function(reshape, (node, sizes))
+    back.meta.update(node.meta)
     node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
 
 
@@ -366,11 +417,37 @@ def _fixed(node: fx.Node) -> bool:
     return not shape or graph.fixed(shape[0])
 
 
+def _outputs(output: fx.Node, structure: pytree.TreeSpec) -> tuple[list[fx.Node], str, list[str]]:
+    """The tensors among the answers, once each; where they stand, written down; their names."""
+    leaves = pytree.tree_leaves(output.args[0])
+    names = _output_names(structure)
+    found: dict[fx.Node, str] = {}
+    values: list[Any] = []
+    for leaf, name in zip(leaves, names, strict=True):
+        if isinstance(leaf, fx.Node):
+            if not isinstance(leaf.meta.get("val"), Tensor):
+                raise ValueError(
+                    f"{name} is a number that depends on the inputs' shapes, which a file cannot "
+                    "hold; let the network answer with tensors, or with constants"
+                )
+            found.setdefault(leaf, name)
+            leaf = answers.Place(list(found).index(leaf))
+        values.append(leaf)
+    if not found:
+        raise ValueError("the network answers with no tensor; there is nothing to compute")
+    tree = pytree.tree_unflatten(values, structure)
+    return list(found), answers.write(tree), list(found.values())
+
+
 def _output_names(structure: pytree.TreeSpec) -> list[str]:
     """output, or output_0 and output_1, or output_sum, after the place in the structure."""
     leaves = pytree.tree_unflatten(list(range(structure.num_leaves)), structure)
     paths, _ = pytree.tree_flatten_with_path(leaves)
-    keys = [[str(getattr(k, "key", getattr(k, "idx", k))) for k in path] for path, _ in paths]
+    parts = ("key", "idx", "name")
+    keys = [
+        [str(next((getattr(k, p) for p in parts if hasattr(k, p)), k)) for k in path]
+        for path, _ in paths
+    ]
     return ["_".join(["output", *key]) for key in keys]
 
 

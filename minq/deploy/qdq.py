@@ -16,6 +16,12 @@ facts: rounding Q is monotone, and it looks at each element alone.
 - What was moved on a grid is on that grid: rounding it once more changes nothing, and lets the
   moving itself work on integers.
 - A mean over the picture is a global average pooling.
+
+One rewriting keeps an engine from going further. ONNX Runtime takes a float weight or bias between
+a DequantizeLinear and a QuantizeLinear for one that it may round itself: to a grid of its own, and
+a bias to 32 bits that may not hold it. The float side of a product with a quantized weight it
+rounds too, and of two grids, one behind the other, it makes one. So a layer that stays in float,
+and a second grid, read max(x, lowest), which is x, and which no pattern looks through.
 """
 
 from __future__ import annotations
@@ -42,6 +48,8 @@ _MOVING = frozenset(
 
 _LAYERS = frozenset({"Conv", "Gemm", "ConvTranspose"})
 
+_WITH_WEIGHTS = _LAYERS | {"MatMul", "Einsum"}
+
 
 class Rewriting:
     """Replaces the markers of a graph, so that engines find the patterns they know."""
@@ -50,6 +58,7 @@ class Rewriting:
         self.model, self.graph, self.known = model, model.graph, known
         self.weights = weights
         self.bounds: dict[ir.Node, tuple[Array, Array]] = {}
+        self.hidden: dict[ir.Value, ir.Value] = {}  # x -> max(x, lowest)
         self.originals = set(self._markers())
 
     def run(self) -> None:
@@ -65,6 +74,11 @@ class Rewriting:
         for node in list(self.graph):
             if node.op_type in _LAYERS:
                 self._quantize_bias(node)
+        for node in list(self.graph):
+            if node.op_type in _WITH_WEIGHTS:
+                self._stay_in_float(node)
+        for marker in list(self._markers()):
+            self._round_twice(marker)
         for marker in list(self._markers()):
             self._replace(marker)
         self._name_batch()
@@ -158,12 +172,13 @@ class Rewriting:
             source.replace_input_with(i, new.outputs[0])
             self._towards_layers(new)
 
-    def _on_grid(self, value: ir.Value) -> bool:
+    def _on_grid(self, value: ir.Value) -> Any:
+        """The name and the quantizer whose grid the values are on, or None."""
         while (node := value.producer()) is not None and self._moves(node):
             if node.op_type == "Concat":
                 break
             value = node.inputs[0]
-        return self._quantizer(value) is not None
+        return self._quantizer(value)
 
     def _moves(self, node: ir.Node) -> bool:
         if node.op_type == "Resize":
@@ -208,6 +223,37 @@ class Rewriting:
         self.graph.insert_before(node, new)
         node.replace_input_with(2, new.outputs[0])
 
+    def _stay_in_float(self, node: ir.Node) -> None:
+        """max(x, lowest) in front of a layer of which one side is not of integers."""
+        x, *others = node.inputs
+        if not self._on_grid(x):
+            if node.op_type == "MatMul" and self._on_grid(others[0]):
+                self._hide(node, 1)  # or the engine would round x, which is meant to stay in float
+        elif not all(map(self._of_integers, others)):
+            self._hide(node, 0)
+
+    def _round_twice(self, marker: ir.Node) -> None:
+        """The same in front of a grid behind another one."""
+        first = self._on_grid(marker.inputs[0])
+        if first is not None and first[0] != self._quantizer(marker.outputs[0])[0]:
+            self._hide(marker, 0)
+
+    def _hide(self, node: ir.Node, place: int) -> None:
+        x = node.inputs[place]
+        if (hidden := self.hidden.get(x)) is None:
+            lowest = self._initializer(np.finfo(np.float32).min, "lowest")
+            apart = ir.node("Max", [x, lowest])
+            hidden = self.hidden[x] = apart.outputs[0]
+            hidden.type, hidden.shape = x.type, x.shape
+            self.graph.insert_after(x.producer(), apart)
+        node.replace_input_with(place, hidden)
+
+    def _of_integers(self, value: ir.Value | None) -> bool:
+        if value is None or self._on_grid(value):
+            return True
+        node = value.producer()
+        return node is not None and node.op_type == "DequantizeLinear"
+
     # --- replacing --------------------------------------------------------------------------------
 
     def _replace(self, marker: ir.Node) -> None:
@@ -235,14 +281,17 @@ class Rewriting:
     def _container(self, name: str) -> tuple[ir.DataType, int]:
         """The integer type that engines take, and how much higher the grid stands in it.
 
-        INT8 for weights, UINT8 for all else; a signed grid moves up by 128 with its zero-point.
+        UINT8, where a signed grid moves up by 128 with its zero-point; INT8 for narrower weights.
+        x86 without VNNI adds products of UINT8 and INT8 in pairs, in 16 bits, and saturates: two of
+        255 * 127 are too much, two of 255 * 64 are not.
         """
         quantizer = self.known[name]
         if quantizer.bits > 8:
             return ir.DataType.INT16 if quantizer.signed else ir.DataType.UINT16, 0
         if not quantizer.signed:
             return ir.DataType.UINT8, 0
-        return (ir.DataType.INT8, 0) if name in self.weights else (ir.DataType.UINT8, 128)
+        narrow = name in self.weights and quantizer.bits < 8
+        return (ir.DataType.INT8, 0) if narrow else (ir.DataType.UINT8, 128)
 
     def _store(self, integers: Array, kind: ir.DataType, bits: int, name: str) -> list[ir.Node]:
         """A constant of integers, in half the space where they have 4 bits."""

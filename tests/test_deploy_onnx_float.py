@@ -1,0 +1,259 @@
+"""What a file says is what is computed, at each level of an engine's optimizer; other answers."""
+
+import shutil
+import warnings
+from collections import OrderedDict, namedtuple
+
+import onnxruntime
+import pytest
+import torch
+from networks import Lambda, captured, noise
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_structure
+
+import minq
+from minq.deploy import answers, qdq, sealed
+from minq.deploy import onnx as onnx_module
+from minq.deploy.onnx import fused, load, to_onnx
+from minq.quantizer import Quantizer
+from minq.simulate import quantizers
+
+LEVELS = onnxruntime.GraphOptimizationLevel.__members__
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def quantized(model, x, **settings):
+    q = minq.ptq(model.eval(), x, rounding="nearest", equalize=False, progress=False, **settings)
+    return q, x
+
+
+def outlier(weight):
+    """One weight of 100: why one leaves a layer in float; 8 bits for all would spoil it."""
+    with torch.no_grad():
+        weight.view(-1)[0] = 100.0
+
+
+def layers(kind, middle, last, shape, place=2, **settings):
+    def make():
+        model = nn.Sequential(kind(), nn.ReLU(), middle(), nn.ReLU(), last())
+        outlier(model[place].weight)
+        return quantized(model, noise(64, *shape), **settings)
+
+    return make
+
+
+def linear(n, m, **settings):
+    return lambda: nn.Linear(n, m, **settings)
+
+
+def conv(n, m, k):
+    return lambda: nn.Conv2d(n, m, k)
+
+
+def overflow():
+    """A channel whose weights are next to nothing: 50 is more than 2^31 steps of s_w s_x."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[2].weight[0], model[2].bias[0] = 1e-9, 50.0
+    return quantized(model, noise(64, 6), per_channel=True, correct_bias=False)
+
+
+def product(**settings):
+    model = Lambda(lambda m, x: (m.a(x) @ m.w).relu(), a=nn.Linear(6, 16),
+                   w=nn.Parameter(torch.randn(16, 32)))  # fmt: skip
+    return quantized(model, noise(64, 6), **settings)
+
+
+FLOAT = {
+    "skip=": (layers(linear(6, 8), linear(8, 8), linear(8, 3), (6,), skip=["2"]), {"Gemm": 1}),
+    "weights=None": (
+        layers(linear(6, 8), linear(8, 8), linear(8, 3), (6,), weights=None),
+        {"Gemm": 3},
+    ),
+    "one layer's weights, no bias, 3d": (
+        layers(linear(6, 8), linear(8, 8, bias=False), linear(8, 3), (5, 6),
+               layers={"2": {"weights": None}}),
+        {"Gemm": 1},
+    ),
+    "a convolution": (
+        layers(conv(3, 4, 3), conv(4, 4, 3), conv(4, 2, 1), (3, 8, 8), skip=["2"]),
+        {"Conv": 1},
+    ),
+    "a transposed one": (
+        layers(conv(3, 4, 3), lambda: nn.ConvTranspose2d(4, 4, 3), conv(4, 2, 1), (3, 8, 8),
+               skip=["2"]),
+        {"ConvTranspose": 1},
+    ),
+    "16 bits": (
+        layers(linear(6, 8), linear(8, 8), linear(8, 3), (6,), skip=["2"], activations=16),
+        {"Gemm": 3},
+    ),
+    "first and last": (
+        layers(linear(6, 8), linear(8, 8), linear(8, 3), (6,), place=0, skip=["0", "4"]),
+        {"Gemm": 2},
+    ),
+    "a bias beyond 32 bits": (overflow, {"Gemm": 1}),
+    "a product without activations": (lambda: product(activations=None), {"Gemm": 1, "MatMul": 1}),
+}  # fmt: skip
+"""Name: how to make a network of which something stays in float; the kernels that compute it."""
+
+
+def answers_of(path, x, level):
+    """The first answer of a session that nobody has told anything."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    session = onnxruntime.InferenceSession(str(path), options)
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FLOAT)
+def test_what_stays_in_float_is_computed_in_float_at_every_level(name, tmp_path):
+    make, expected = FLOAT[name]
+    q, x = make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the file's own check is content
+        path = to_onnx(q, tmp_path / "q.onnx")
+    found = fused(path)
+    assert {op: found[op] for op in ("Gemm", "Conv", "ConvTranspose", "MatMul") if found[op]} \
+        == expected  # fmt: skip
+    want = onnx_module._in_double(q)(x.double()).float()
+    for quantizer in quantizers(q).values():
+        quantizer.off()
+    # An engine that rounds on its own costs as much as quantization; ties that fall the other way
+    # cost next to nothing.
+    least = minq.sqnr(q(x), want) + 6
+    for level in LEVELS.values():
+        assert minq.sqnr(want, answers_of(path, x, level)) > least
+
+
+def test_two_grids_in_a_row_are_both_used(tmp_path):
+    """ONNX Runtime would make one of them."""
+    q, x = quantized(nn.Sequential(nn.Linear(6, 5)), noise(64, 6))
+    q.add_submodule("again", Quantizer(8).set_range(-1.9, 2.4).freeze())
+    first = next(n for n in q.graph.nodes if n.target == "input.quantizer")
+    with q.graph.inserting_after(first):
+        second = q.graph.call_module("again", (first,))
+    second.meta.update(first.meta)
+    first.replace_all_uses_with(second, delete_user_cb=lambda user: user is not second)
+    q.recompile()
+    path = to_onnx(q, tmp_path / "q.onnx")
+    assert fused(path)["QuantizeLinear"] == 2
+    with torch.no_grad():
+        step = float(q.get_submodule("0.quantizer").grid()[0])
+        for level in LEVELS.values():
+            off = (answers_of(path, x, level) - q(x)).abs()
+            assert (off > step / 2).float().mean() < 0.02  # ties of three roundings
+
+
+def test_the_file_is_compared_with_the_simulation(tmp_path, monkeypatch):
+    q, x = FLOAT["skip="][0]()
+    monkeypatch.setattr(qdq.Rewriting, "_stay_in_float", lambda *_: None)
+    with pytest.warns(UserWarning, match="does not compute what the simulation does: its output"):
+        to_onnx(q, tmp_path / "q.onnx", x)
+    monkeypatch.setattr(onnx_module, "onnxruntime", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        path = to_onnx(q, tmp_path / "q.onnx", x)
+    with pytest.raises(ImportError, match="pip install onnxruntime"):
+        load(path)
+
+
+# --- Answers that are no tensors ------------------------------------------------------------------
+
+Pair = namedtuple("Pair", "score rest")  # noqa: PYI024
+
+
+@torch.no_grad()
+def test_answers_keep_their_structure(tmp_path):
+    def answer(m, x):
+        y = m.a(x)
+        named = Pair(y, 2)
+        return {"a": [y, (None, x)], "named": named, "e": OrderedDict(m=y.relu(), n=0.5), "w": "w"}
+
+    q, x = quantized(Lambda(answer, a=nn.Linear(6, 3)), noise(64, 6))
+    path = to_onnx(q, tmp_path / "q.onnx")
+    net = load(path)
+    assert [v.name for v in net.session.get_outputs()] == [
+        "output_a_0",
+        "output_a_1_1",
+        "output_e_m",
+    ]
+    mine, expected = net(x), q(x)
+    assert tree_structure(mine) == tree_structure(expected)
+    for a, b in zip(tree_leaves(mine), tree_leaves(expected), strict=True):
+        if isinstance(b, torch.Tensor):
+            assert minq.sqnr(b, a) > 35
+        else:
+            assert a == b and type(a) is type(b)
+
+
+@pytest.mark.parametrize("answer, match", [
+    (lambda m, x: (m.a(x), x.shape[0]), "output_1 is a number that depends on the inputs' shapes"),
+    (lambda m, x: (None, 3), "answers with no tensor"),
+])  # fmt: skip
+def test_answers_that_no_file_can_hold_are_named(answer, match, tmp_path):
+    q = minq.capture(Lambda(answer, a=nn.Linear(6, 3)).eval(), noise(4, 6))
+    with pytest.raises(ValueError, match=match):
+        to_onnx(q, tmp_path / "q.onnx")
+
+
+def test_classes_that_are_not_known_become_plain_ones():
+    text = answers.write(Pair(answers.Place(0), OrderedDict(k=None)))
+    assert answers.read(text, [7]) == Pair(7, OrderedDict(k=None))
+    unknown = answers.read(text.replace(__name__, "nowhere").replace("OrderedDict", "No"), [7])
+    assert unknown == Pair(7, {"k": None}) and unknown._fields == Pair._fields
+    with pytest.raises(ValueError, match="output_1_b is a complex, which a file cannot hold"):
+        answers.write((None, {"b": 1j}))
+
+
+# --- Files of two parts ---------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_large_constants_lie_beside_the_model(tmp_path, monkeypatch):
+    _, gm, shape = captured("linear2d")
+    q, x = quantized(gm, noise(64, *shape))
+    small = load(to_onnx(q, tmp_path / "small.onnx"))
+    monkeypatch.setattr(sealed, "LARGEST", 0)
+    folder = tmp_path / "one"
+    path = to_onnx(q, folder / "q.onnx")
+    names = sorted(p.name for p in folder.iterdir())
+    assert (
+        len(names) == 2
+        and names[1].startswith("q.onnx")
+        and str(tmp_path) not in repr(path.read_bytes())
+    )
+    folder = folder.rename(tmp_path / "moved")
+    path = folder / "q.onnx"
+    assert fused(path) == fused(tmp_path / "small.onnx")
+    large = load(path)
+    assert torch.equal(large(x), small(x)) and large.size > path.stat().st_size
+    a, b = large.trace(x), small.trace(x)
+    assert all(torch.equal(a[k], b[k]) for k in b)
+
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with monkeypatch.context() as patch:  # a failure leaves both
+        patch.setattr(sealed, "seal", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            to_onnx(gm, path)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    to_onnx(gm, path)  # another network: the old constants go
+    torch.testing.assert_close(load(path)(x), gm(x), rtol=1e-5, atol=1e-5)
+    assert len(list(folder.glob("*"))) == 2
+
+    (data,) = folder.glob("*.data")
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(ValueError, match="data is damaged or cut short"):
+        load(path)
+    shutil.move(data, tmp_path)
+    with pytest.raises(FileNotFoundError, match="no file q.onnx.* beside q.onnx"):
+        load(path)
