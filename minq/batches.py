@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from minq.graph import beside, fixed
+from minq.network import check_sizes
 
 
 def as_arguments(example: Any) -> tuple[tuple, dict]:
@@ -27,19 +30,61 @@ def as_arguments(example: Any) -> tuple[tuple, dict]:
     )
 
 
+_LABELS = re.compile(r"(.*_)?(labels?|targets?|label_ids)|(start|end)_positions")
+"""Names that loaders give to the right answers; a forward that takes them computes its loss."""
+
+
 def arguments_for(model: nn.Module, batch: Any) -> tuple[tuple, dict]:
-    """Of a batch what the model takes, beside it; labels come behind, or by another name."""
+    """Of a batch what the model takes, beside it; labels come behind, or by another name.
+
+    Left out are labels that ``forward`` could take to compute its loss, and None where that is its
+    default. A dict whose keys are no parameters is the one argument of a ``forward`` that takes
+    one.
+    """
     args, kwargs = as_arguments(batch)
     parameters = inspect.signature(model.forward).parameters
     kinds = [p.kind for p in parameters.values()]
+    if kwargs and parameters.keys().isdisjoint(kwargs):
+        needed = [p for p in parameters.values() if p.default is p.empty]
+        if len(needed) == 1 and needed[0].kind.name.startswith("POSITIONAL"):
+            args, kwargs = (kwargs,), {}
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
-        args = args[: sum(kind.name.startswith("POSITIONAL") for kind in kinds)]
+        places = [p for p in parameters.values() if p.kind.name.startswith("POSITIONAL")]
+        args = args[: len(places)]
+        while args and _left_out(args[-1], places[len(args) - 1], args[0]):
+            args = args[:-1]
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         kwargs = {k: v for k, v in kwargs.items() if k in parameters}
+    for k in [k for k in kwargs if k in parameters]:
+        default = parameters[k].default
+        if (kwargs[k] is None or _LABELS.fullmatch(k)) and default is None:
+            del kwargs[k]
     return beside(model, (args, kwargs))
 
 
-def as_batches(data: Any) -> list[Any]:
+def _left_out(value: Any, parameter: inspect.Parameter, first: Any) -> bool:
+    """Whether the last value of a batch is none of the inputs: None, or labels."""
+    if parameter.default is not None:
+        return False
+    if value is None or _LABELS.fullmatch(parameter.name):
+        return True
+    whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+    if whole and value.ndim == 1 and isinstance(first, Tensor) and len(value) == len(first):
+        warnings.warn(
+            f"the last value of a batch, {len(value)} whole numbers, is taken for labels, not for "
+            f"{parameter.name!r}, which forward can do without; to give it, pass dicts of keywords",
+            stacklevel=4,
+        )
+        return True
+    return False
+
+
+def normal(x: Tensor) -> Tensor:
+    """A tensor that autograd may see, also where it was made in inference mode."""
+    return x.clone() if x.is_inference() else x
+
+
+def as_batches(data: Any) -> Sequence[Any]:
     """A tensor or a dict is one batch; of anything else, each item is (see ``as_arguments``)."""
     if isinstance(data, (Tensor, Mapping)):
         return [data]
@@ -48,7 +93,7 @@ def as_batches(data: Any) -> list[Any]:
             "the data must be one batch (a tensor or a dict) or an iterable of batches, "
             f"not {type(data).__name__}"
         )
-    batches = list(data)
+    batches = data if isinstance(data, tuple) else list(data)
     if not batches:
         raise ValueError("there is no data; at least one batch is needed")
     return batches
@@ -62,16 +107,35 @@ def batches_of(gm: fx.GraphModule, data: Any) -> list[list[Any]]:
     """
     inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
     batches = []
-    for batch in as_batches(data):
-        args, kwargs = as_arguments(batch)
-        named = [kwargs[k] for k in gm.meta.get("keywords", ()) if k in kwargs]
-        values = tree_leaves((args, named))
-        if len(values) < len(inputs):
-            raise ValueError(f"a batch has {len(values)} values, the model takes {len(inputs)}")
-        batches.append(beside(gm, values[: len(inputs)]))
-        for node, value in zip(inputs, batches[-1], strict=True):
-            _check_input(node, value)
+    try:
+        for batch in as_batches(data):
+            values = _values(gm, batch)
+            if len(values) < len(inputs):
+                raise ValueError(f"a batch has {len(values)} values, the model takes {len(inputs)}")
+            batches.append(tree_map_only(Tensor, normal, beside(gm, values[: len(inputs)])))
+            for node, value in zip(inputs, batches[-1], strict=True):
+                _check_input(node, value)
+            check_sizes(gm, batches[-1])
+    except (TypeError, ValueError) as error:
+        if not isinstance(data, tuple):
+            raise
+        raise type(error)(
+            f"{error}. A tuple is read as several batches here; one batch of several inputs is "
+            "[(x, ...)]"
+        ) from error
     return batches
+
+
+def _values(gm: fx.GraphModule, batch: Any) -> list[Any]:
+    """The leaves of a batch, in the order of the inputs."""
+    args, kwargs = as_arguments(batch)
+    if keys := gm.meta.get("dict"):
+        whole = kwargs or args[0]
+        if missing := [k for k in keys if k not in whole]:
+            raise ValueError(f"a batch has no {', '.join(missing)}; the model takes {keys}")
+        return tree_leaves({k: whole[k] for k in keys})
+    named = [kwargs[k] for k in gm.meta.get("keywords", ()) if k in kwargs]
+    return tree_leaves((args, named))
 
 
 def flat(outputs: Any) -> Tensor:

@@ -211,7 +211,7 @@ class Branches(nn.Module):
     (lambda: minq.capture(lambda x: x, noise(1, 2)), TypeError, "torch.nn.Module, not function"),
     (lambda: minq.capture(nn.Linear(2, 2), None), TypeError, "a tensor, a tuple"),
     (lambda: minq.capture(nn.Linear(2, 2), ()), TypeError, "a tensor, a tuple"),
-    (lambda: minq.capture(Branches(), noise(2, 2)), minq.CaptureError, "choose its path"),
+    (lambda: minq.capture(Branches(), noise(2, 2)), minq.CaptureError, "chooses its path"),
     (lambda: minq.capture(nn.Linear(2, 2), noise(2, 3)), minq.CaptureError, "Linear"),
     (lambda: minq.capture(Keywords(), {"u": noise(2, 4)}), minq.CaptureError, "'v'"),
 ])  # fmt: skip

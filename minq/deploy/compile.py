@@ -35,6 +35,8 @@ from minq.deploy.forms import (
     Sum,
     Term,
 )
+from minq.export import unwrapped
+from minq.network import Network, call_of
 from minq.quantizer import Quantizer
 from minq.simulate import is_quantizer, place
 
@@ -68,6 +70,7 @@ class Compiler:
     """Walks through the graph once; ``forms`` says of each node what its tensor stands for."""
 
     def __init__(self, q: fx.GraphModule, arithmetic: kernels.Arithmetic, wraps: bool) -> None:
+        q = unwrapped(q)
         if not isinstance(q, fx.GraphModule) or not any(map(is_quantizer, q.graph.nodes)):
             raise TypeError(
                 f"a network with quantizers is needed, not {type(q).__name__}; "
@@ -92,7 +95,8 @@ class Compiler:
                     self._given.add(node)
             self.forms[node] = getattr(self, f"_{node.op}")(node)
         self.graph.set_codegen(copy.deepcopy(q.graph._codegen))
-        self.program = fx.GraphModule(self.root, self.graph, "IntegerProgram").eval()
+        self.program = Network(self.root, self.graph, "IntegerProgram").eval()
+        self.program.meta.update(call_of(q))
         self.graph.eliminate_dead_code()
         self.program.delete_all_unused_submodules()
         self.program.recompile()

@@ -24,9 +24,11 @@ from minq.deploy import kernels
 from minq.deploy.compile import Compiler
 from minq.deploy.cost import OperatorCost, layer_costs
 from minq.deploy.normalize import Normalize
+from minq.export import outside
 from minq.mac import bits_for
 
 
+@outside()
 def to_integer(
     q: fx.GraphModule,
     *,
@@ -79,6 +81,7 @@ def to_integer(
     return IntegerNetwork(Compiler(q, arithmetic, overflow == "wrap"))
 
 
+@outside()
 def simulation(q: fx.GraphModule) -> fx.GraphModule:
     """``q`` in double precision with its biases on their 32-bit grid: what integers must equal.
 
@@ -111,6 +114,7 @@ class IntegerNetwork(nn.Module):
         self.layers, self.islands = compiler.layers, compiler.islands
         self._dtype, self._source = compiler.dtype, (compiler.source,)  # a tuple hides the module
 
+    @outside()
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         def single(t: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from minq._checks import Array, check_count
 from minq.batches import batches_of
 from minq.deploy import answers
 from minq.deploy.integer import simulation
-from minq.export import capture
+from minq.export import capture, outside, unwrapped
 from minq.quantizer import Quantizer
 from minq.simulate import quantizers, weight_quantizers
 
@@ -54,6 +54,7 @@ PROVIDERS = ["CPUExecutionProvider"]
 # --- The public face ------------------------------------------------------------------------------
 
 
+@outside()
 def to_onnx(q: nn.Module, path: str | Path, example: Any = None) -> Path:
     """Write a network as an ONNX file, whole or not at all; returns the path.
 
@@ -309,6 +310,7 @@ class _Marker(nn.Module):
 
 def _captured(q: Any, example: Any) -> fx.GraphModule:
     """A copy of the network's graph."""
+    q = unwrapped(q)
     if not isinstance(q, nn.Module):
         raise TypeError(f"q must be a torch.nn.Module, not {type(q).__name__}")
     if not (isinstance(q, fx.GraphModule) and q.meta.get("minq")):

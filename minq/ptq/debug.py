@@ -21,10 +21,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_unflatten
 
 from minq import graph
 from minq.affine import sqnr
 from minq.batches import arguments_for, as_batches, batches_of, flat
+from minq.export import evaluation_copy, outside, unwrapped
 from minq.ptq.before import rounded_parameters, without_rounding
 from minq.quantizer import Quantizer
 from minq.simulate import activation_quantizers, quantizers
@@ -127,6 +129,7 @@ class Report:
         return axes
 
 
+@outside()
 def debug(
     q: fx.GraphModule, model: nn.Module, data: Any, *, each: bool = True, most: int | None = None
 ) -> Report:
@@ -142,6 +145,7 @@ def debug(
 
     Raises ValueError where a quantizer has no range yet.
     """
+    q = unwrapped(q)
     batches = batches_of(q, data)
     every = _all_quantizers(q)
     if missing := [name for name, x in every.items() if not int(x.batches)]:
@@ -150,7 +154,7 @@ def debug(
     kinds = {name: "weight" if name in weights else "activation" for name in every}
 
     q = copy.deepcopy(q).eval()
-    twin = copy.deepcopy(model).eval()  # some parts may train, others not: leave all as it is
+    twin = evaluation_copy(unwrapped(model))  # all is left as it is
     args = [arguments_for(twin, b) for b in as_batches(data)]
 
     def answers(on: set[str]) -> Tensor:
@@ -259,6 +263,6 @@ def _own_errors(q: fx.GraphModule, batch: list[Any]) -> dict[str, float]:
 
 
 def _call(q: fx.GraphModule, batch: list[Any]) -> Any:
-    keywords = q.meta.get("keywords") or []
-    count = len(batch) - len(keywords)
-    return q(*batch[:count], **dict(zip(keywords, batch[count:], strict=True)))
+    """The network's answer to the values of all its inputs, as ``batches_of`` gives them."""
+    args, kwargs = tree_unflatten(batch, q._in_spec)
+    return q(*args, **kwargs)

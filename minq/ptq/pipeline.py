@@ -25,7 +25,7 @@ from minq import graph
 from minq._checks import check_count
 from minq._work import Bar, fingerprint, write_whole
 from minq.batches import as_batches, batches_of
-from minq.export import capture
+from minq.export import capture, outside
 from minq.fold import fold
 from minq.ptq import bias as bias_math
 from minq.ptq import channels
@@ -46,6 +46,7 @@ from minq.simulate import (
 ROUNDINGS = ("adaround", "nearest", "gptq")
 
 
+@outside()
 def ptq(
     model: nn.Module,
     calibration: Any = None,
@@ -99,6 +100,11 @@ def ptq(
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
     if calibration is None and example is None:
         raise ValueError("give calibration data, or an example of the input to work without data")
+    if isinstance(model, nn.Module) and any(isinstance(m, Quantizer) for m in model.modules()):
+        raise ValueError(
+            "the network is quantized already: it has quantizers; give the full-precision model it "
+            "was made from"
+        )
     data = None if calibration is None else as_batches(calibration)
     gm = capture(model, example if data is None else data[0])
     batches = batches_of(gm, [example] if data is None else data)

@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from minq import graph
 from minq.batches import arguments_for
+from minq.network import operator, operator_name
 from minq.quantizer import Quantizer
 from minq.simulate import is_weight
 
@@ -56,6 +57,7 @@ class RefoldedLayer(KeptBatchNorm):
         mean, correction = self.running_mean, torch.ones_like(sigma)
         if self.training:
             y = self.layer(x, weight)
+            y = y.to(torch.promote_types(y.dtype, sigma.dtype))  # under autocast it is half
             others = [k for k in range(y.ndim) if k != 1]
             mean = y.mean(others)
             variance = (y - _columns(mean, y)).square().mean(others)  # y.var is much slower
@@ -71,8 +73,9 @@ class RefoldedLayer(KeptBatchNorm):
         """Running statistics, as ``torch.nn.functional.batch_norm`` keeps them."""
         self.num_batches_tracked += 1
         share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance * count / max(count - 1, 1), share)
+        unbiased = variance * count / max(count - 1, 1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
 
 
 class _Layer:
@@ -84,6 +87,12 @@ class _Layer:
         self.kwargs = {k: v for k, v in node.kwargs.items() if k != "bias"}
         self.transposed = graph.op(node) in graph.TRANSPOSED
         self.groups = graph.groups_of(node)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"target": operator_name(self.target)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"target": operator(state["target"])})
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
         return self.target(x, weight, None, *self.rest, **self.kwargs)

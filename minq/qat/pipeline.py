@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from minq import graph
 from minq._checks import check_count
 from minq._work import Bar
+from minq.export import outside
 from minq.ptq.pipeline import ptq
 from minq.qat import batchnorm
 from minq.qat.run import Run, average_statistics, rank, same_random_numbers, share_gradients
@@ -31,6 +32,7 @@ from minq.straight_through import clamp
 Loss = Callable[[Any, Any], Tensor]
 
 
+@outside()
 def prepare(
     model: nn.Module,
     calibration: Any,
@@ -73,6 +75,7 @@ def prepare(
     return gm.train()
 
 
+@outside()
 def finish(gm: fx.GraphModule) -> fx.GraphModule:
     """Fold the batch norms that are left and fix the ranges; ``gm`` is changed and returned.
 
@@ -212,11 +215,14 @@ def split_batch(gm: fx.GraphModule, batch: Any) -> tuple[tuple, Any]:
         if "labels" not in batch:
             raise ValueError(f'a batch needs its target under "labels", not only {list(batch)}')
         values = [v for k, v in batch.items() if k != "labels"]
-        if keywords := gm.meta.get("keywords"):
+        if keys := gm.meta.get("dict"):
+            values = [{k: batch[k] for k in keys}]
+        elif keywords := gm.meta.get("keywords"):
             values = [batch[k] for k in keywords]
         inputs, target = tuple(values), batch["labels"]
     elif isinstance(batch, (tuple, list)) and len(batch) > 1:
-        inputs, target = tuple(batch[:-1]), batch[-1]
+        taken = min(gm.meta.get("arguments", len(batch)), len(batch) - 1)
+        inputs, target = tuple(batch[:taken]), batch[-1]
     else:
         raise TypeError(
             "a batch must be (inputs ..., target), or a dict with the target under "
@@ -247,10 +253,11 @@ def _first_samples(loader: Iterable[Any], most: int) -> list[Any]:
                 batch = {k: v for k, v in batch.items() if k != "labels"}
             elif isinstance(batch, (tuple, list)):
                 batch = tuple(batch[:-1])
-            if not (leaves := torch.utils._pytree.tree_leaves(batch)):
+            leaves = torch.utils._pytree.tree_leaves(batch)
+            if not (tensors := [v for v in leaves if isinstance(v, Tensor)]):
                 raise TypeError("a batch must be (inputs ..., target); this one has no inputs")
             batches.append(batch)
-            samples += len(leaves[0])
+            samples += len(tensors[0])
             if samples >= most:
                 break
     return batches

@@ -1,0 +1,241 @@
+"""A captured network that stays what it is when it is copied, moved, saved and loaded.
+
+PyTorch saves a ``GraphModule`` as source code, and traces that again when it is loaded: all that
+was known of the graph is gone then. A ``Network`` saves the nodes themselves, operators by name and
+tensors by their shapes, and refuses inputs of a size that the graph was not captured for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import SymBool, SymFloat, SymInt, Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+
+from minq import graph
+
+
+class Network(fx.GraphModule):
+    """A graph of operators; ``meta["sizes"]`` are conditions on its inputs, see ``check_sizes``."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.meta.get("sizes"):
+            named = [kwargs[k] for k in self.meta.get("keywords", ()) if k in kwargs]
+            check_sizes(self, tree_leaves((args, named)))
+        return super().__call__(*args, **kwargs)
+
+    def __reduce__(self) -> tuple:
+        state = self.__dict__.copy()
+        nodes = [_described(node) for node in state.pop("_graph").nodes]
+        return _restored, (state, nodes, self._graph._codegen)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Network:
+        """Operators that make tensors move with the network."""
+        before = graph.device_of(self)
+        super()._apply(fn, recurse)
+        if (device := graph.device_of(self)) != before:
+            move_makers(self, device)
+        return self
+
+
+def call_of(gm: fx.GraphModule) -> dict[str, Any]:
+    """How a network is called: what another graph of the same inputs has to know."""
+    return {k: gm.meta[k] for k in ("keywords", "arguments", "dict", "sizes") if k in gm.meta}
+
+
+def move_makers(gm: fx.GraphModule, device: torch.device) -> None:
+    """Let the operators that make tensors make them on that device."""
+    makers = [node for node in gm.graph.nodes if node.kwargs.get("device") is not None]
+    for node in makers:
+        node.update_kwarg("device", device)
+    if makers:
+        gm.recompile()
+
+
+# --- Which sizes of inputs the graph holds for ----------------------------------------------------
+
+
+def check_sizes(gm: fx.GraphModule, values: list[Any]) -> None:
+    """Raise ValueError where a condition in ``gm.meta["sizes"]`` does not hold for the inputs.
+
+    values: one for every input. A condition reads "x.shape[0] > 4": on other sizes the model takes
+    another path than the one in the graph.
+    """
+    names = [node.name for node in gm.graph.nodes if node.op == "placeholder"]
+    inputs = dict(zip(names, values, strict=False)) if len(names) == len(values) else {}
+    for rule in gm.meta.get("sizes", ()) if inputs else ():
+        if not eval(rule, dict(_EXACT), inputs):
+            given = [f"{k}: {tuple(v.shape)}" for k, v in inputs.items() if f"{k}." in rule]
+            raise ValueError(
+                f"the model takes another path for inputs of this size ({', '.join(given)}); the "
+                f"network was captured where {' and '.join(gm.meta['sizes'])}. Give it data of "
+                "such sizes, or capture (quantize) it again with data of the size it shall run on"
+            )
+
+
+_EXACT = {"Mod": lambda a, b: a % b, "Max": max, "Min": min, "Abs": abs, "math": math}
+
+
+# --- Saving and loading ---------------------------------------------------------------------------
+
+
+class _Named:
+    """Stands for a node, or an operator, where objects are saved."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def operator_name(target: Any) -> Any:
+    """An ATen operator as its name, "aten.conv2d.default", which can be saved; else itself."""
+    return _Named(str(target)) if isinstance(target, torch._ops.OpOverload) else target
+
+
+def operator(named: Any) -> Any:
+    """The operator of that name."""
+    if not isinstance(named, _Named):
+        return named
+    namespace, packet, overload = named.name.split(".")
+    try:
+        return getattr(getattr(getattr(torch.ops, namespace), packet), overload)
+    except AttributeError as error:
+        raise ValueError(
+            f"the network needs the operator {named.name}, which is not registered here; import "
+            "what defines it before the network is loaded"
+        ) from error
+
+
+_LEFT = frozenset("val stack_trace torch_fn tensor_meta from_node source_fn_stack".split())
+"""What export notes of a node for itself, and what is described."""
+
+
+def _described(node: fx.Node) -> tuple:
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda x: _Named(x.name))
+    meta = {k: m for k, m in node.meta.items() if k not in _LEFT}
+    if "val" in node.meta:
+        meta["val"] = tree_map(describe, node.meta["val"])
+    target = operator_name(node.target)
+    return node.op, node.name, target, _plain(args), _plain(kwargs), meta
+
+
+def _plain(value: Any) -> Any:
+    """Lists and dicts of fx as those of Python."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return (list if isinstance(value, list) else tuple)(map(_plain, value))
+    return value
+
+
+def _restored(state: dict[str, Any], nodes: list[tuple], codegen: Any) -> Network:
+    gm, ops, sizes = Network(nn.Module(), fx.Graph()), fx.Graph(), Sizes()
+    gm.__dict__.update(state)
+    made: dict[str, fx.Node] = {}
+
+    def real(value: Any) -> Any:
+        return made[value.name] if isinstance(value, _Named) else value
+
+    for kind, name, target, args, kwargs, meta in nodes:
+        args, kwargs = fx.node.map_aggregate((args, kwargs), real)
+        made[name] = node = ops.create_node(kind, operator(target), args, kwargs, name)
+        node.meta.update(meta)
+        if "val" in meta:
+            node.meta["val"] = tree_map(sizes.value, meta["val"], is_leaf=_is_description)
+    ops.set_codegen(codegen)
+    gm.graph = ops
+    return gm
+
+
+# --- What is known of a value ---------------------------------------------------------------------
+
+
+class Description:
+    """A tensor's shape and type, or a size: a number, or the letters of one that is free."""
+
+    def __init__(self, shape: tuple | None, dtype: torch.dtype | None, size: Any = None) -> None:
+        self.shape, self.dtype, self.size = shape, dtype, size
+
+
+def _is_description(value: Any) -> bool:
+    return isinstance(value, Description)
+
+
+def _size(value: Any) -> int | str:
+    return int(value) if graph.fixed(value) else str(value)
+
+
+def describe(value: Any) -> Any:
+    """What a node's value is known to be, in plain numbers and letters."""
+    if isinstance(value, Tensor):
+        return Description(tuple(map(_size, value.shape)), value.dtype)
+    if isinstance(value, (SymInt, SymFloat, SymBool)):
+        return Description(None, None, str(value))
+    return value
+
+
+class Sizes:
+    """Free sizes of one network, each so large and odd that it equals no other by accident.
+
+    A symbol of ``torch.export`` has the value of the example: where that equals the number of
+    channels, comparing the two would freeze it.
+    """
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+        self.known: dict[str, Any] = {}
+        self.primes = _primes(10007)
+
+    def size(self, text: int | str) -> Any:
+        """The number, or the symbol of that text; 2 * s is twice the symbol s."""
+        if isinstance(text, int):
+            return text
+        if text not in self.known:
+            self.known[text] = self._symbol() if text.isidentifier() else self._expression(text)
+        return self.known[text]
+
+    def _symbol(self) -> SymInt:
+        empty = torch.empty(next(self.primes), device="meta")
+        return self.mode.from_tensor(empty, static_shapes=False).shape[0]  # type: ignore
+
+    def _expression(self, text: str) -> Any:
+        names = compile(text, "size", "eval").co_names
+        known = {n: self.size(n) for n in names if n not in _FUNCTIONS}
+        try:
+            return eval(text, dict(_FUNCTIONS), known)
+        except Exception:  # a function that only sympy knows: a size of its own
+            return self._symbol()
+
+    def value(self, described: Any) -> Any:
+        """The (fake) tensor or size of that description."""
+        if not isinstance(described, Description):
+            return described
+        if described.shape is None:
+            return self.size(described.size)
+        shape = [self.size(s) for s in described.shape]
+        with self.mode:
+            return torch.empty(shape, dtype=described.dtype)
+
+
+_FUNCTIONS = {"Mod": lambda a, b: a % b, "Max": torch.sym_max, "Min": torch.sym_min}
+
+
+def _primes(start: int) -> Iterator[int]:
+    k = start
+    while True:
+        if all(k % d for d in range(2, math.isqrt(k) + 1)):
+            yield k
+        k += 2
+
+
+def own_sizes(gm: fx.GraphModule) -> None:
+    """Replace what is known of values by the same in sizes that equal nothing by accident."""
+    sizes = Sizes()
+    for node in gm.graph.nodes:
+        if "val" in node.meta:
+            leaves, spec = tree_flatten(node.meta["val"])
+            node.meta["val"] = spec.unflatten([sizes.value(describe(v)) for v in leaves])
