@@ -141,8 +141,10 @@ def test_what_is_quantized_is_not_quantized_again(tmp_path):
 
 
 def test_what_makes_tensors_moves_with_the_network():
-    model, x = kind("words")
-    gm = minq.capture(model, x)
+    def forward(m, x):
+        return m.a(x) + torch.arange(x.shape[0], device=x.device)[:, None]
+
+    gm = minq.capture(Lambda(forward, a=nn.Linear(3, 4)), noise(2, 3))
     assert "device(type='cpu')" in gm.code
     assert "device(type='cpu')" not in gm.to("meta").code
     assert "device(type='cpu')" in gm.to_empty(device="cpu").code
