@@ -41,7 +41,8 @@ class Quantizer(nn.Module):
 
     bits, signed, restricted, symmetric, power_of_two, axis, group: as in ``minq.affine``.
     estimator: ``"min_max"``, ``"percentile"``, ``"mse"``, or any function
-        ``(x, *, axis, group) -> (low, high)``.
+        ``(x, *, axis, group) -> (low, high)``. ``"output"`` is ``"mse"``, to be compared with other
+        ranges by ``minq.ptq``, which knows what reads the tensor.
     average: how the ranges of several batches become one. False (default for min-max): their union.
         True (default otherwise): their mean.
 
@@ -73,6 +74,7 @@ class Quantizer(nn.Module):
         self.symmetric, self.power_of_two = symmetric, power_of_two
         self.axis, self.group = axis, group
         self.average = estimator != "min_max" if average is None else average
+        self.by_output = estimator == "output"
         self.estimate = self._estimator(estimator)
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
@@ -87,16 +89,18 @@ class Quantizer(nn.Module):
     def _estimator(self, estimator: str | Estimator) -> Estimator:
         if callable(estimator):
             return estimator
+        mse = partial(
+            ranges.mse,
+            bits=self.bits,
+            signed=self.signed,
+            restricted=self.restricted,
+            symmetric=self.symmetric,
+        )
         known: dict[str, Estimator] = {
             "min_max": ranges.min_max,
             "percentile": ranges.percentile,
-            "mse": partial(
-                ranges.mse,
-                bits=self.bits,
-                signed=self.signed,
-                restricted=self.restricted,
-                symmetric=self.symmetric,
-            ),
+            "mse": mse,
+            "output": mse,
         }
         if estimator not in known:
             raise ValueError(

@@ -39,7 +39,7 @@ def insert_quantizers(
     group_size: int | None = None,
     symmetric: bool = False,
     weight_estimator: str | Estimator = "mse",
-    activation_estimator: str | Estimator = "mse",
+    activation_estimator: str | Estimator = "output",
     skip: Iterable[str] = (),
     layers: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> fx.GraphModule:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from minq.batches import as_batches, batches_of
 from minq.export import capture, outside
 from minq.fold import fold
 from minq.ptq import bias as bias_math
-from minq.ptq import channels
+from minq.ptq import channels, readers
 from minq.ptq.adaround import adaround
 from minq.ptq.before import set_corrected_bias, set_rounded_weight
 from minq.ptq.datafree import Moments, calibrate_without_data
@@ -65,7 +66,7 @@ def ptq(
     rounding: str = "adaround",
     correct_bias: bool | None = None,
     weight_range: str | Estimator = "mse",
-    activation_range: str | Estimator = "mse",
+    activation_range: str | Estimator = "output",
     skip: Iterable[str] = (),
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     sweeps: int = 20,
@@ -89,7 +90,9 @@ def ptq(
     rounding: "adaround" with ``sweeps`` over each layer's weights, on ``rows`` rows of data;
         "gptq" on as many rows, also for weights in groups; or "nearest".
     correct_bias: take the mean error of each layer off its bias; by default with "nearest".
-    weight_range, activation_range: "min_max", "mse", "percentile", or a function.
+    weight_range, activation_range: "min_max", "mse", "percentile", or a function. Activations also
+        have "output": "mse", unless the next operators' outputs say that another range is better;
+        a tensor for which their 8 bits or more are too few is named in a warning.
     checkpoint: a file that keeps the rounded layers, so that a stopped run goes on from there.
     progress: show a bar; by default on a terminal.
 
@@ -98,6 +101,8 @@ def ptq(
     """
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
+    if weight_range == "output":
+        raise ValueError('weight_range is judged by no output; pass "mse", and rounding="adaround"')
     if calibration is None and example is None:
         raise ValueError("give calibration data, or an example of the input to work without data")
     if isinstance(model, nn.Module) and any(isinstance(m, Quantizer) for m in model.modules()):
@@ -194,10 +199,14 @@ def calibrate(
         settings["data"] = fingerprint(v for batch in batches for v in batch)
     store = _Store(checkpoint, settings)
     walk = Walk(gm, batches, dict(exact))
+    rough: dict[str, float] = {}
     with Bar(todo, "layers", progress) as bar:
         for node in walk:
             if is_quantizer(node):
-                _set_activation_range(gm, node, walk)
+                quality = _set_activation_range(gm, node, walk)
+                if quality < readers.FEW and gm.get_submodule(node.target).bits >= 8:
+                    name = node.target.rpartition(".")[0].removesuffix(".input")
+                    rough[name] = quality
             elif graph.is_layer(node) and is_weight(graph.weight_node(node)):
                 name = graph.parameter_of(graph.weight_node(node)).target
                 if rounding != "nearest" and _has_rows(node):
@@ -208,10 +217,19 @@ def calibrate(
                 if correct_bias and graph.op(node) != "embedding":
                     _correct_bias(gm, node, walk)
                 bar.update(name)
+    if rough:
+        warnings.warn(
+            "one range is too coarse for "
+            + ", ".join(f"{name} ({db:.0f} dB)" for name, db in rough.items())
+            + ": the next operators, as layer norm, also look at values that are small beside its "
+            f"largest; give more bits, layers={dict.fromkeys(rough, {'activations': 16})}",
+            stacklevel=3,
+        )
     return graph.tidy(gm)  # layers may have got a bias
 
 
-def _set_activation_range(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
+def _set_activation_range(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> float:
+    """From what the tensor is in the quantized network; the SQNR behind its readers, if known."""
     quantizer = gm.get_submodule(node.target)
     values = walk.quantized[node.args[0]]
     if quantizer.axis is None:
@@ -220,6 +238,9 @@ def _set_activation_range(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None
         sample = torch.cat([v.detach().flatten(0, -2) for v in values])
     quantizer.observe()(sample)
     quantizer.freeze()
+    if not quantizer.by_output or quantizer.axis is not None:
+        return math.inf
+    return readers.choose_range(quantizer, sample, readers.readers_of(gm, node, walk))
 
 
 def _sample(
@@ -312,7 +333,7 @@ def _correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
 
 
 def _settings_of(quantizer: Quantizer) -> str:
-    return f"{quantizer} {_name(quantizer.estimate)}"
+    return f"{quantizer} {_name(quantizer.estimate)} {quantizer.by_output}"
 
 
 def _name(value: Any) -> str:

@@ -110,7 +110,7 @@ class Walk:
                 self.exact[node] = [batch[place] for batch in self.batches]
                 yield node
                 self.quantized[node] = self.exact[node]
-            elif not _constant(node):
+            elif not is_constant(node):
                 with torch.no_grad():
                     self.exact[node] = self._run(node, self.exact)
                 yield node
@@ -145,7 +145,7 @@ class Walk:
             return self.exact[node]
         args, kwargs, constants = node.args, node.kwargs, {}
         for x in node.all_input_nodes:
-            if _constant(x) and x not in run:
+            if is_constant(x) and x not in run:
                 constants[x] = self._parameter(x, exact)
         values = {x: run[x] for x in node.all_input_nodes if x in run}
 
@@ -188,7 +188,7 @@ class Walk:
     def _untouched(self, node: fx.Node) -> bool:
         """Whether both runs give the operator the same tensors."""
         for x in node.all_input_nodes:
-            if _constant(x):
+            if is_constant(x):
                 parameter = x.args[0] if x.op == "call_module" else x
                 stage = self.gm.get_submodule(x.target).stage if x.op == "call_module" else "off"
                 if stage != "off" or parameter.target in self.parameters:
@@ -202,9 +202,9 @@ def _first_tensor(batch: Sequence[Any]) -> Tensor:
     return next(v for v in batch if isinstance(v, Tensor) and v.ndim)
 
 
-def _constant(node: fx.Node) -> bool:
+def is_constant(node: fx.Node) -> bool:
     """Whether the node is a parameter, or the quantizer of one."""
-    return node.op == "get_attr" or (node.op == "call_module" and _constant(node.args[0]))
+    return node.op == "get_attr" or (node.op == "call_module" and is_constant(node.args[0]))
 
 
 # --- Rows: a layer's inputs and outputs as a matrix product ---------------------------------------
