@@ -27,6 +27,7 @@ from minq.fold import fold_constants
 from minq.inplace import functional
 from minq.masks import write_as_fill
 from minq.network import Network, check_sizes, own_sizes
+from minq.recurrent import write_out
 from minq.refusals import CaptureError, refuse, refuse_operators, why
 from minq.rewrite import rewrite
 from minq.simulate import place
@@ -209,7 +210,7 @@ def _finished(model: nn.Module, exported: Any, args: tuple, kwargs: dict) -> Net
     if len(args) == 1 and isinstance(args[0], dict) and not kwargs:
         gm.meta["dict"] = list(args[0])
     own_sizes(gm)
-    return write_as_fill(fold_constants(rewrite(graph.tidy(gm))))
+    return write_as_fill(fold_constants(rewrite(write_out(graph.tidy(gm)))))
 
 
 # --- Sizes that take another path -----------------------------------------------------------------

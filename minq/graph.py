@@ -345,12 +345,18 @@ def set_bias(gm: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
 
 
 def own_weight(gm: fx.GraphModule, node: fx.Node) -> None:
-    """Part a weight that several layers share: this one gets a copy of its own."""
+    """Part a weight that several layers share: this one gets a copy of its own.
+
+    It has the name of the module that reads it, where torch has such modules and it is free.
+    """
     parameter = weight_node(node)
     if len(parameter.users) == 1:
         return
     path, _, leaf = parameter.target.rpartition(".")
-    name = unused(gm, f"{path}_copy.{leaf}")
+    inside = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1]
+    name = f"{inside[0]}.weight"
+    if "torch.nn.modules" not in str(inside[1]) or not inside[0] or _taken(gm, name):
+        name = unused(gm, f"{path}_copy.{leaf}")
     put(gm, name, get(gm, parameter.target))
     with gm.graph.inserting_before(node):
         new = gm.graph.get_attr(name)

@@ -48,6 +48,10 @@ class Masks:
     hidden: set[fx.Node] = field(default_factory=set)
     partly: set[fx.Node] = field(default_factory=set)
 
+    def hides(self, node: fx.Node) -> bool:
+        """Whether the node has no grid for this reason."""
+        return node in self.masks or node in self.hidden
+
 
 def find(gm: fx.GraphModule) -> Masks:
     """The masks of a captured graph, and what they hide."""

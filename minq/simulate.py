@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from minq import graph, masks, ranges
 from minq.quantizer import Estimator, Quantizer
+from minq.recurrent import SEQUENCES, STEPS
 
 _COMPUTING = graph.LAYERS | graph.PRODUCTS | graph.FUSED | graph.OTHERS | graph.JOINS
 
@@ -85,11 +86,12 @@ def insert_quantizers(
         if graph.is_float(node) and not later:
             _after(gm, node, plan.activation(node, activation_estimator), quantized, plan)
     plan.check()
+    _warn_of_floats(gm, plan)
     for kind, where in unsupported.items():
         warnings.warn(
             f"{kind} is not among the operators that are quantized and stays in float, in "
-            f"{', '.join(where[:5])}{' ...' if len(where) > 5 else ''}; pass skip= for the layers "
-            "around it, or rewrite it",
+            f"{', '.join(where[:5])}{' ...' if len(where) > 5 else ''}; "
+            f"{_SEQUENCE if kind in SEQUENCES else _REWRITE}",
             stacklevel=3,
         )
     return graph.tidy(gm)
@@ -285,6 +287,39 @@ def _quantize_weights(gm, node, plan, estimator, quantized) -> None:
     for weight in operands:
         if weight.op == "get_attr" and graph.is_float(weight):
             _after(gm, weight, plan.weight(node, weight, estimator), quantized, plan)
+
+
+def _warn_of_floats(gm: fx.GraphModule, plan: _Plan) -> None:
+    """Name the layers whose weight or input is on no grid, though nobody asked for that."""
+    weights, inputs = [], []
+    for node in gm.graph.nodes:
+        if graph.op(node) not in graph.LAYERS | graph.PRODUCTS or plan.skips(node):
+            continue
+        setting = plan.setting(node)
+        if graph.op(node) in graph.LAYERS and setting["weights"] is not None:
+            if not is_quantizer(graph.weight_node(node)):
+                weights.append(place(node))
+        if setting["activations"] is not None and any(map(plan.found.hides, _operands(node))):
+            inputs.append(place(node))
+    for names, what in ((weights, "weight"), (inputs, "input")):
+        if names:
+            warnings.warn(
+                f"the {what} of {', '.join(names[:5])}{' ...' if len(names) > 5 else ''} "
+                f"{_REASONS[what]}",
+                stacklevel=4,
+            )
+
+
+_SEQUENCE = f"its sequences must have a fixed length (with batch_first=True) of at most {STEPS}"
+
+_REWRITE = "pass skip= for the layers around it, or rewrite it"
+
+_REASONS = {
+    "weight": "is computed from the network's input and has no grid of its own; pass skip= for the "
+    "layer, or rewrite it",
+    "input": "may hold the large numbers of a mask and stays in float; mask behind the layer, or "
+    "pass skip= for it",
+}
 
 
 def _quantize_inputs(gm, node, plan, estimator, quantized) -> None:

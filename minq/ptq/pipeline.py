@@ -88,7 +88,8 @@ def ptq(
         ``insert_quantizers``.
     equalize, relu6, reach, absorb: see ``equalize_graph`` and ``absorb_biases``.
     rounding: "adaround" with ``sweeps`` over each layer's weights, on ``rows`` rows of data;
-        "gptq" on as many rows, also for weights in groups; or "nearest".
+        "gptq" on as many rows, also for weights in groups; or "nearest". A weight that several
+        layers read is rounded to nearest; a head gets a weight of its own beside its embedding.
     correct_bias: take the mean error of each layer off its bias; by default with "nearest".
     weight_range, activation_range: "min_max", "mse", "percentile", or a function. Activations also
         have "output": "mse", unless the next operators' outputs say that another range is better;
@@ -118,6 +119,8 @@ def ptq(
         channels.equalize_graph(gm, relu6=relu6, reach=reach)
         if absorb:
             channels.absorb_biases(gm)
+    if rounding != "nearest":
+        _part_from_embeddings(gm)
     insert_quantizers(
         gm,
         weights=weights,
@@ -209,7 +212,8 @@ def calibrate(
                     rough[name] = quality
             elif graph.is_layer(node) and is_weight(graph.weight_node(node)):
                 name = graph.parameter_of(graph.weight_node(node)).target
-                if rounding != "nearest" and _has_rows(node):
+                alone = len(graph.weight_node(node).users) == 1
+                if rounding != "nearest" and _has_rows(node) and alone:
                     if (rounded := store.get(name)) is None:
                         rounded = _rounded(gm, node, walk, rounding, sweeps, rows, seed)
                         store.put(name, rounded)
@@ -261,6 +265,17 @@ def _sample(
         picked.append(v[::every].clone())
         ends.append(torch.stack(torch.aminmax(v)))
     return torch.cat(picked + ends)
+
+
+def _part_from_embeddings(gm: fx.GraphModule) -> None:
+    """A table that one layer reads too (a tied head) is left alone when the layer is rounded.
+
+    Its readers in front have been computed with it by then.
+    """
+    for node in list(graph.layers(gm).values()):
+        readers = list(graph.weight_node(node).users)
+        if _has_rows(node) and [u for u in readers if graph.op(u) != "embedding"] == [node]:
+            graph.own_weight(gm, node)
 
 
 def _has_rows(node: fx.Node) -> bool:
