@@ -11,7 +11,7 @@ import minq
 from minq import graph
 from minq.simulate import activation_quantizers, weight_quantizers
 
-X = noise(16, 4, 5)
+X = noise(8, 3, 5)
 
 
 def same(model, *args):
@@ -38,7 +38,7 @@ def test_all_answers_and_last_states(kind, settings):
         return
     torch.manual_seed(0)
     batch_first = settings.get("batch_first", True)
-    x = X if batch_first else X[:6]  # the length comes first, and the batch of the capture is it
+    x = X if batch_first else X[:3]  # the length comes first, and the batch of the capture is it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         same(kind(5, 6, **{"batch_first": True} | settings), x)
@@ -70,7 +70,7 @@ def test_cells_in_a_loop(cell):
 def test_each_weight_has_one_quantizer_and_nothing_stays_in_float(kind):
     torch.manual_seed(0)
     model = Lambda(lambda m, x: m.a(m.r(x)[0]), r=kind(5, 6, batch_first=True), a=nn.Linear(6, 3))
-    model, x = model.eval(), X[:, :3]
+    model, x = model.eval(), noise(32, 2, 5)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*quantized.*")
         q = minq.ptq(model, x, rounding="nearest", activation_range="min_max")
@@ -81,4 +81,4 @@ def test_each_weight_has_one_quantizer_and_nothing_stays_in_float(kind):
     assert not minq.to_integer(q).islands
     q = minq.ptq(model, x, rounding="nearest", activation_range="min_max", skip=["r"])
     assert set(weight_quantizers(q)) == {"a.weight_quantizer"}
-    assert "a.input.quantizer" in activation_quantizers(q) or len(activation_quantizers(q)) <= 3
+    assert "a.input.quantizer" in activation_quantizers(q)
