@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,8 @@ def ptq(
     rounding: "adaround" with ``sweeps`` over each layer's weights, on ``rows`` rows of data;
         "gptq" on as many rows, also for weights in groups; or "nearest". A weight that several
         layers read is rounded to nearest; a head gets a weight of its own beside its embedding.
-    correct_bias: take the mean error of each layer off its bias; by default with "nearest".
+    correct_bias: take the mean error of each layer off its bias, where that lowers the layer's
+        error behind its activation function; by default with "nearest".
     weight_range, activation_range: "min_max", "mse", "percentile", or a function. Activations also
         have "output": "mse", unless the next operators' outputs say that another range is better;
         a tensor for which their 8 bits or more are too few is named in a warning.
@@ -331,17 +332,51 @@ def _activation(gm: fx.GraphModule, node: fx.Node, groups: int) -> Callable | No
 
 
 def _correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
-    """b - (E[y_hat] - E[y]), eq. (30), from this layer's outputs in both networks."""
+    """b - (E[y_hat] - E[y]), eq. (30), from this layer's outputs in both networks.
+
+    In those channels only where it lowers the squared error behind the activation function, on
+    samples that the mean was not taken from; and if most places get closer to what they were. A
+    mean that belongs to few samples, or to few tokens, would be noise for all others.
+    """
     axis = -1 if graph.op(node) == "linear" else 1
-    shifts, share = [], []
-    for y, y_hat in zip(walk.exact[node], walk.advance(node), strict=True):
-        shifts.append(bias_math.empirical_shift(y, y_hat, axis))
-        share.append(float(y.numel()))
-    share = torch.tensor(share).to(shifts[0])
-    shift = (torch.stack(shifts, -1) * share).sum(-1) / share.sum()
+    activation = _activation(gm, node, 1)
+    function = activation and (lambda rows: activation(rows[None])[0])
+    walk.advance(node)
+    sums, counts = [0.0, 0.0], [0, 0]
+    for half, y, y_hat in _halves(walk, node, axis):
+        sums[half] = sums[half] + (y_hat - y).double().sum(0)
+        counts[half] += len(y)
+    means = [total / count for total, count in zip(sums, counts, strict=True)]
+    change = [torch.zeros_like(mean) for mean in means]
+    for half, y, y_hat in _halves(walk, node, axis):
+        shift = means[1 - half].to(y)
+        change[half] += bias_math.change_of_error(y, y_hat, shift, function).double().sum(0)
+    helps = (change[0] < 0) & (change[1] < 0)
+    shift = torch.where(helps, sum(sums) / sum(counts), 0)
+    closer = 0
+    for _, y, y_hat in _halves(walk, node, axis):
+        here = bias_math.change_of_error(y, y_hat, shift.to(y), function).sum(1)
+        closer += int((here < 0).sum()) - int((here > 0).sum())
+    if closer <= 0:
+        return
+    shift = shift.to(y)
     set_corrected_bias(gm, node, bias_math.correct_bias(graph.bias_of(gm, node), shift))
     column = shift.reshape([-1] + [1] * (len(graph.shape_of(node)) - 2) if axis == 1 else [-1])
     walk.renew(node, lambda y_hat: y_hat - column)
+
+
+def _halves(walk: Walk, node: fx.Node, axis: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(half, y, y_hat) with rows (places, channels): even samples and odd ones; of one, places."""
+    alone, start = sum(walk.lengths) == 1, 0
+    for pair in zip(walk.exact[node], walk.quantized[node], strict=True):
+        if alone:
+            pair = [v.movedim(axis, -1).flatten(0, -2) for v in pair]
+        for half in (0, 1):
+            parts = [v[(start + half) % 2 :: 2] for v in pair]
+            if len(parts[0]):
+                y, y_hat = parts if alone else (v.movedim(axis, -1).flatten(0, -2) for v in parts)
+                yield half, y, y_hat
+        start += len(pair[0])
 
 
 # --- A file to go on from -------------------------------------------------------------------------
