@@ -256,7 +256,7 @@ def _data(gm: fx.GraphModule) -> set[fx.Node]:
             continue
         given = node.op in ("placeholder", "get_attr")
         values = tree_leaves(node.meta.get("val"))  # an operator may give several tensors
-        if any(isinstance(v, Tensor) and v.is_floating_point() for v in values):
+        if any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in values):
             if given or any(x in data for x in node.all_input_nodes):
                 data.add(node)
     return data

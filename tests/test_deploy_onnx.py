@@ -396,11 +396,16 @@ def test_groups_and_other_dtypes_and_operators_are_refused(tmp_path):
     q, _ = quantized("linear2d")
     with pytest.raises(ValueError, match=r"call q.float\(\) first"):
         to_onnx(copy.deepcopy(q).double(), tmp_path / "q.onnx")
-    grouped = Quantizer(4, signed=True, symmetric=True, axis=0, group=2)
-    grouped(q.get_parameter("0.weight"))
-    q.set_submodule("0.weight_quantizer", grouped.freeze())
+    grouped = Quantizer(4, axis=0, group=2)
+    grouped(noise(4, 6))
+    q.set_submodule("input.quantizer", grouped.freeze())
     with pytest.raises(ValueError, match="one scale for each group of 2 values"):
         to_onnx(q, tmp_path / "q.onnx")
+    with pytest.raises(ValueError, match="has quantizers but is no captured graph"):
+        to_onnx(Lambda(lambda m, x: m.a(x), a=Quantizer(4)), tmp_path / "q.onnx", noise(4, 6))
+    for dtype in (torch.bfloat16, torch.float64):
+        with pytest.raises(ValueError, match=rf"{dtype} values; call q.float\(\) first"):
+            to_onnx(nn.Linear(6, 2).to(dtype), tmp_path / "q.onnx", noise(4, 6).to(dtype))
     gm = minq.capture(Lambda(lambda m, x: torch.linalg.svdvals(x)), noise(2, 3, 3))
     with pytest.raises(ValueError, match="torch.onnx could not translate this network.*svd"):
         to_onnx(gm, tmp_path / "q.onnx")

@@ -4,6 +4,7 @@ import shutil
 import warnings
 from collections import OrderedDict, namedtuple
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -99,7 +100,7 @@ FLOAT = {
         {"Gemm": 2},
     ),
     "a bias beyond 32 bits": (overflow, {"Gemm": 1}),
-    "a product without activations": (lambda: product(activations=None), {"Gemm": 1, "MatMul": 1}),
+    "a product without activations": (lambda: product(activations=None), {"Gemm": 1, "FusedGemm": 1}),
 }  # fmt: skip
 """Name: how to make a network of which something stays in float; the kernels that compute it."""
 
@@ -121,7 +122,7 @@ def test_what_stays_in_float_is_computed_in_float_at_every_level(name, tmp_path)
         warnings.simplefilter("error")  # the file's own check is content
         path = to_onnx(q, tmp_path / "q.onnx")
     found = fused(path)
-    assert {op: found[op] for op in ("Gemm", "Conv", "ConvTranspose", "MatMul") if found[op]} \
+    assert {op: found[op] for op in ("Gemm", "FusedGemm", "Conv", "ConvTranspose") if found[op]} \
         == expected  # fmt: skip
     want = onnx_module._in_double(q)(x.double()).float()
     for quantizer in quantizers(q).values():
@@ -131,6 +132,50 @@ def test_what_stays_in_float_is_computed_in_float_at_every_level(name, tmp_path)
     least = minq.sqnr(q(x), want) + 6
     for level in LEVELS.values():
         assert minq.sqnr(want, answers_of(path, x, level)) > least
+
+
+def rows_and_kernels():
+    return Lambda(
+        lambda m, x: m.b(m.a(x).relu()).flatten(1) @ m.w,
+        a=nn.Conv2d(3, 8, 3), b=nn.ConvTranspose2d(8, 4, 3, groups=2),
+        w=nn.Parameter(torch.randn(64, 5)),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("activations", [8, None])
+def test_groups_of_weights_are_blocks(activations, tmp_path):
+    """27 weights of a channel in groups of 5, kernels whose outputs are not first, a product."""
+    settings = {"weights": 4, "per_channel": True, "group_size": 5, "activations": activations}
+    q, x = quantized(rows_and_kernels(), noise(32, 3, 4, 4), skip=["b"], **settings)
+    path = to_onnx(q, tmp_path / "q.onnx")
+    blocks = [
+        a.i for node in onnx.load(path).graph.node for a in node.attribute if a.name == "block_size"
+    ]
+    assert blocks == [5, 5]
+    want = onnx_module._in_double(q)(x.double()).float()
+    for level in LEVELS.values():
+        if activations is None:  # nothing is rounded, and nothing can fall the other way
+            torch.testing.assert_close(answers_of(path, x, level), want, rtol=1e-4, atol=1e-4)
+        ties = minq.sqnr(want, q(x)) - 6  # as many fall the other way as in single precision
+        assert minq.sqnr(want, answers_of(path, x, level)) > min(ties, 60)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name, function, warning", [
+    ("largest", lambda m, x: m.b(m.a(x).amax(1)), None),
+    ("complex numbers", lambda m, x: m.b(torch.fft.rfft(m.a(x), n=10).abs()), "fft_rfft is not"),
+])  # fmt: skip
+def test_layers_behind_other_operators_get_integer_kernels(name, function, warning, tmp_path):
+    model = Lambda(function, a=nn.Linear(6, 6), b=nn.Linear(6, 3))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        q, x = quantized(model, noise(32, 5, 6))
+    assert (warning is None) or any(warning in str(w.message) for w in said)
+    path = to_onnx(q, tmp_path / "q.onnx")
+    assert fused(path)["QGemm"] == 2
+    want = onnx_module._in_double(q)(x.double()).float()
+    assert minq.sqnr(want, load(path)(x)) > minq.sqnr(model(x), want) + 6
 
 
 def test_two_grids_in_a_row_are_both_used(tmp_path):

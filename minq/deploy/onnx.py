@@ -66,8 +66,8 @@ def to_onnx(q: nn.Module, path: str | Path, example: Any = None) -> Path:
     every processor: UINT8, where a signed grid stands 128 higher, with its zero-point, and INT8 for
     weights of 5 to 7 bits. Weights of up to 4 bits are stored in INT4 and widened by a Cast when
     the file is loaded. Grids of 9 to 16 bits become INT16 or UINT16, with which ONNX Runtime
-    computes in float. A bias that INT32 cannot hold stays a float, and with it its layer; no
-    optimizer rounds what stays in float.
+    computes in float, as it does with weights that have one scale for each group. A bias that INT32
+    cannot hold stays a float, and with it its layer; no optimizer rounds what stays in float.
 
     A network of more than 2 GB, the most that one ONNX file can hold, has its constants in a second
     file beside it, ``<name>.<digest>.data``; the two are moved together.
@@ -76,15 +76,16 @@ def to_onnx(q: nn.Module, path: str | Path, example: Any = None) -> Path:
     the input's range; where that is installed, and the network can be called with them. A warning
     says by how many dB an output is off, where that is more than ties and precision explain.
 
-    Raises ValueError for a quantizer that is not frozen or has groups, for numbers that are not
-    float32, for an operator that has no ONNX translation, and for an output that is no tensor,
-    number, word or None.
+    Raises ValueError for a quantizer that is not frozen, for activations in groups, for numbers
+    that are not float32, for an operator that has no ONNX translation, and for an output that is no
+    tensor, number, word or None.
     """
     gm = _captured(q, example)
+    weights = set(weight_quantizers(gm))
     for name, quantizer in quantizers(gm).items():
-        _check(name, quantizer)
+        _check(name, quantizer, name in weights)
     model = _translate(gm)
-    qdq.Rewriting(model, quantizers(gm), set(weight_quantizers(gm))).run()
+    qdq.Rewriting(model, quantizers(gm), weights).run()
     model.producer_name, model.producer_version = "minq", minq.__version__
     path = Path(path)
     sealed.write(model, path)
@@ -313,28 +314,35 @@ def _captured(q: Any, example: Any) -> fx.GraphModule:
     q = unwrapped(q)
     if not isinstance(q, nn.Module):
         raise TypeError(f"q must be a torch.nn.Module, not {type(q).__name__}")
-    if not (isinstance(q, fx.GraphModule) and q.meta.get("minq")):
-        if example is None:
-            raise ValueError(
-                "this network is no captured graph; pass example=, something to call it with"
-            )
-        return capture(q, example)
-    for parameter in (*q.parameters(), *q.buffers()):
+    if isinstance(q, fx.GraphModule) and q.meta.get("minq"):
+        gm = graph.on_cpu(q)
+    elif any(isinstance(module, Quantizer) for module in q.modules()):
+        raise ValueError(
+            "this network has quantizers but is no captured graph; give to_onnx what minq.ptq or "
+            "minq.qat returned, or capture the network first and quantize it then"
+        )
+    elif example is None:
+        raise ValueError(
+            "this network is no captured graph; pass example=, something to call it with"
+        )
+    else:
+        gm = graph.on_cpu(capture(q, example))
+    for parameter in (*gm.parameters(), *gm.buffers()):
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise ValueError(f"the network has {parameter.dtype} values; call q.float() first")
-    return graph.on_cpu(q)
+    return gm
 
 
-def _check(name: str, quantizer: Quantizer) -> None:
+def _check(name: str, quantizer: Quantizer, weight: bool) -> None:
     if quantizer.stage not in ("frozen", "learn"):
         raise ValueError(
             f"quantizer {name} is not frozen but at stage {quantizer.stage!r}; calibrate the "
             "network first, as minq.ptq does, and freeze its quantizers"
         )
-    if quantizer.group is not None:
+    if quantizer.group is not None and not weight:
         raise ValueError(
-            f"quantizer {name} has one scale for each group of {quantizer.group} values; "
-            "only one for each tensor or channel can be exported"
+            f"quantizer {name} has one scale for each group of {quantizer.group} values, which "
+            "only weights can have in a file"
         )
 
 

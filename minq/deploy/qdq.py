@@ -42,7 +42,7 @@ than the quantizer's own."""
 
 _MOVING = frozenset(
     """Reshape Transpose Squeeze Unsqueeze Flatten Identity Concat MaxPool GlobalMaxPool Slice Split
-    Gather Expand Pad Resize DepthToSpace Tile""".split()
+    Gather Expand Pad Resize DepthToSpace Tile ReduceMax ReduceMin""".split()
 )
 """ONNX operators that only move values, or pick from them."""
 
@@ -212,6 +212,8 @@ class Rewriting:
         if None in found or found[0][1].axis is not None or bias.ndim != 1:
             return
         (_, x), (_, weight) = found
+        if weight.group is not None:
+            return
         scale = np.asarray(_scale(weight) * _scale(x))
         bias_int = np.round(bias / scale)
         if np.abs(bias_int).max() >= 2**31:
@@ -249,8 +251,10 @@ class Rewriting:
         node.replace_input_with(place, hidden)
 
     def _of_integers(self, value: ir.Value | None) -> bool:
-        if value is None or self._on_grid(value):
+        if value is None:
             return True
+        if (found := self._on_grid(value)) is not None:
+            return found[1].group is None
         node = value.producer()
         return node is not None and node.op_type == "DequantizeLinear"
 
@@ -266,8 +270,12 @@ class Rewriting:
             self._initializer(zero_point.astype(kind.numpy()), f"{name}.zero_point"),
         ]
         axis = {} if quantizer.axis is None else {"axis": quantizer.axis % len(x.shape)}
+        back: list[ir.Node] = []
         if (content := _constant(x)) is not None:
             integers = quantizer.quantize(torch.from_numpy(content.copy())).numpy() + shift
+            if quantizer.group is not None:
+                integers, back = self._rows(integers, axis["axis"], name)
+                axis = {"axis": 1, "block_size": quantizer.group}
             new = self._store(integers, kind, quantizer.bits, name)
         else:
             bounds = [bound + shift for bound in self.bounds[marker]]
@@ -276,7 +284,20 @@ class Rewriting:
                 new[-1].outputs[0].name = f"{name}{INTEGERS}{shift or ''}"
         integers = new[-1].outputs[0] if new else self.graph.initializers[name + INTEGERS]
         new.append(ir.node("DequantizeLinear", [integers, *grid], axis))
+        for node in back:
+            node.replace_input_with(0, new[-1].outputs[0])
+            new.append(node)
         self._swap(marker, new)
+
+    def _rows(self, integers: Array, axis: int, name: str) -> tuple[Array, list[ir.Node]]:
+        """One row for each channel, of which groups are cut; and what turns rows into a weight."""
+        moved = np.moveaxis(integers, axis, 0)
+        shape = self._initializer(np.array(moved.shape), f"{name}.shape")
+        back = [ir.node("Reshape", [None, shape])]
+        if axis:
+            order = [*range(1, axis + 1), 0, *range(axis + 1, moved.ndim)]
+            back.append(ir.node("Transpose", [None], {"perm": order}))
+        return moved.reshape(len(moved), -1), back
 
     def _container(self, name: str) -> tuple[ir.DataType, int]:
         """The integer type that engines take, and how much higher the grid stands in it.
