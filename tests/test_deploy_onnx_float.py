@@ -100,7 +100,7 @@ FLOAT = {
         {"Gemm": 2},
     ),
     "a bias beyond 32 bits": (overflow, {"Gemm": 1}),
-    "a product without activations": (lambda: product(activations=None), {"Gemm": 1, "FusedGemm": 1}),
+    "a product alone": (lambda: product(activations=None), {"Gemm": 1, "FusedGemm": 1}),
 }  # fmt: skip
 """Name: how to make a network of which something stays in float; the kernels that compute it."""
 
