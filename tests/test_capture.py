@@ -508,3 +508,18 @@ def test_tensors_that_are_overwritten(forward):
     assert not any(k.endswith("_") for k in kinds)
     if forward is not hidden_by_reshape:
         assert kinds.count("linear") == 2  # nothing was decomposed
+
+
+def test_complex_numbers_stay_in_float_by_name():
+    def forward(m, x):
+        y = torch.fft.rfft(m.a(x)) * torch.exp(1j * torch.arange(5.0))
+        return m.b(torch.fft.irfft(y, n=8)) + y.abs().sum()
+
+    model, x = net(forward), noise(8, 8)
+    with pytest.warns(UserWarning) as told:
+        q = quantized(model, x)
+    text = " ".join(str(w.message) for w in told)
+    assert all(name in text for name in ("fft_rfft", "fft_irfft"))
+    assert minq.debug(q, model, x, each=False).exact > 60
+    net_of_integers = minq.to_integer(q)
+    assert minq.sqnr(q(x).detach(), net_of_integers(x)) > 60
