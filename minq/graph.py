@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 # --- What kinds of operators there are ------------------------------------------------------------
 
@@ -60,7 +60,8 @@ TRANSPARENT = frozenset(
     reflection_pad2d replication_pad1d replication_pad2d upsample_nearest1d upsample_nearest2d
     upsample_nearest3d pixel_shuffle pixel_unshuffle channel_shuffle roll flip rot90 tile repeat
     repeat_interleave index index_select gather take_along_dim diagonal unfold im2col tril triu
-    masked_fill index_fill to _to_copy type_as convert_element_type""".split()
+    masked_fill index_fill max_unpool2d max_unpool3d diag_embed to _to_copy type_as
+    convert_element_type""".split()
 )
 """Operators that only move values, or pick from them: what was on a grid stays on it."""
 
@@ -75,6 +76,14 @@ MAKERS = frozenset(
     empty_like new_zeros new_ones new_full new_empty fill""".split()
 )
 """Operators that make a new tensor: a constant, whatever its shape was taken from."""
+
+
+def fills_up(node: fx.Node) -> bool:
+    """Whether a move fills up with a number that no grid need hold: 0 is on all of them, and about
+    -infinity stands for no value at all."""
+    at = {"masked_fill": 2, "constant_pad_nd": 2, "pad": 3, "index_fill": 3}.get(op(node))
+    value = None if at is None else argument(node, at, "value")
+    return isinstance(value, (int, float)) and value != 0 and abs(value) < 1e3
 
 
 def parts_of(node: fx.Node) -> list:
@@ -123,6 +132,12 @@ def is_float(node: Any) -> bool:
     """Whether the node gives a floating-point tensor."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def is_real(node: fx.Node) -> bool:
+    """Whether any tensor that the node gives holds real numbers."""
+    values = tree_leaves(node.meta.get("val"))
+    return any(isinstance(v, Tensor) and v.is_floating_point() for v in values)
 
 
 def shape_of(node: fx.Node) -> tuple:

@@ -21,8 +21,7 @@ from fnmatch import fnmatch
 from functools import partial
 from typing import Any
 
-from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
+from torch import fx
 
 from minq import graph, masks, ranges
 from minq.quantizer import Estimator, Quantizer
@@ -64,7 +63,7 @@ def insert_quantizers(
     plan = _Plan(gm, skip, layers, weights, activations, per_channel, group_size, symmetric)
     quantized: dict[fx.Node, fx.Node] = {}
     found = plan.found = masks.find(gm)
-    data = _data(gm) - found.masks
+    data = plan.data = _data(gm) - found.masks
     unsupported: dict[str, list[str]] = {}
     for node in list(gm.graph.nodes):
         if node.op == "placeholder" and graph.is_float(node):
@@ -73,7 +72,7 @@ def insert_quantizers(
         if node.op != "call_function" or node not in data:
             continue
         kind = graph.op(node)
-        if kind not in _COMPUTING:
+        if kind not in _COMPUTING and not graph.fills_up(node):
             if kind not in graph.TRANSPARENT and kind != "rescale" and node not in found.hidden:
                 unsupported.setdefault(kind, []).append(place(node))
             continue
@@ -82,7 +81,7 @@ def insert_quantizers(
         if kind in graph.LAYERS | graph.PRODUCTS:
             _quantize_weights(gm, node, plan, weight_estimator, quantized)
         _quantize_inputs(gm, node, plan, activation_estimator, quantized)
-        later = kind == "embedding" or node in found.hidden or _rounded_later(node, plan)
+        later = node in found.hidden or _rounded_later(node, plan) or _on_one_scale(node, plan)
         if graph.is_float(node) and not later:
             _after(gm, node, plan.activation(node, activation_estimator), quantized, plan)
     plan.check()
@@ -163,6 +162,7 @@ class _Plan:
     """The settings of each layer, and which patterns were used."""
 
     found: masks.Masks
+    data: set[fx.Node]
 
     def __init__(
         self, gm, skip, layers, weights, activations, per_channel, group_size, symmetric
@@ -255,8 +255,7 @@ def _data(gm: fx.GraphModule) -> set[fx.Node]:
         if graph.op(node) in graph.MAKERS:
             continue
         given = node.op in ("placeholder", "get_attr")
-        values = tree_leaves(node.meta.get("val"))  # an operator may give several tensors
-        if any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in values):
+        if graph.is_real(node):
             if given or any(x in data for x in node.all_input_nodes):
                 data.add(node)
     return data
@@ -330,7 +329,7 @@ def _quantize_inputs(gm, node, plan, estimator, quantized) -> None:
             continue
         if x in plan.found.masks or {x, source} & plan.found.hidden:
             continue
-        if graph.op(source) in _COMPUTING and not plan.skips(source):
+        if source in plan.data and graph.op(source) in _COMPUTING and not plan.skips(source):
             continue  # rounded after the operator in between, or together with others
         if graph.op(node) in graph.FUSED and x is node.args[0]:
             continue  # rounded behind the activation function
@@ -361,12 +360,21 @@ def _source(node: fx.Node) -> fx.Node:
     """Where the values were computed: back through all that only moves them."""
     while graph.op(node) in graph.TRANSPARENT or graph.op(node) == "rescale":
         inputs = node.all_input_nodes
-        if node.op != "call_function" or not inputs:
-            break
+        if node.op != "call_function" or not inputs or not graph.is_real(inputs[0]):
+            break  # whole numbers that become real ones start here
         if graph.op(node) == "getitem" and graph.op(inputs[0]) not in graph.TRANSPARENT:
             break  # one of the results of an operator that computes
         node = inputs[0]
     return node
+
+
+def _on_one_scale(node: fx.Node, plan: _Plan) -> bool:
+    """Whether an embedding is on a grid as it is, or is added to others before it is rounded."""
+    if graph.op(node) != "embedding":
+        return False
+    setting = plan.setting(node)
+    many = setting["weights"] is not None and setting["per_channel"]
+    return not many or all(graph.op(user) in ("add", "sub") for user in node.users)
 
 
 def _rounded_later(node: fx.Node, plan: _Plan) -> bool:

@@ -12,9 +12,9 @@ import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from integers import assert_same, quantized
 from networks import NETWORKS, Attention, Lambda, captured, network, noise, settle, zoo_graph
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 import minq
 from minq import mac, zoo
@@ -29,42 +29,6 @@ GRIDS = {
     "per channel": {"per_channel": True},
     "W4A4 symmetric": {"weights": 4, "activations": 4, "symmetric": True},
 }
-
-
-def quantized(model, x, **settings):
-    settings = {"weight_range": "min_max", "activation_range": "min_max"} | settings
-    return minq.ptq(model, x, rounding="nearest", **settings)
-
-
-def levels(q, x):
-    """The integers behind the floats of the simulation, at every quantizer; and its answers."""
-    found, gm = {}, simulation(q)
-    for name, quantizer in activation_quantizers(gm).items():
-
-        def look(module, _, y, name=name):
-            scale, zero_point = module.grid()
-            found[name] = torch.round(y / scale) + zero_point
-
-        quantizer.register_forward_hook(look)
-    with torch.no_grad():
-        y = gm(x.double() if x.is_floating_point() else x)
-    return found, y
-
-
-def assert_same(q, x):
-    """Bit for bit with float multipliers; with fixed ones one step of each layer at most."""
-    net, (expected, y_expected) = minq.to_integer(q, multipliers="float"), levels(q, x)
-    found = net.trace(x)
-    assert set(found) <= set(expected)  # those of constants are computed beforehand
-    for name, integers in found.items():
-        assert not integers.is_floating_point()
-        assert torch.equal(integers.double(), expected[name]), name
-    for a, b in zip(tree_leaves(net(x)), tree_leaves(y_expected), strict=True):
-        assert torch.equal(a, b.to(a.dtype))
-    for row in minq.to_integer(q).report(x):
-        assert row.worst <= 1 and row.differ <= 1e-6 * row.outputs + 2, row
-        assert row.bits is None or row.bits <= row.bound <= 32, row
-    return net
 
 
 # --- The networks ---------------------------------------------------------------------------------

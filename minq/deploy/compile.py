@@ -62,6 +62,7 @@ HANDLERS: dict[str, Callable] = {
     "rescale": linear.rescale,
     "batch_norm": linear.batch_norm,
     "embedding": functions.embedding,
+    **dict.fromkeys(("argmax", "argmin", "argsort"), moves.move),
 }
 """What makes a form of an operator; it raises ``Island`` where there is none."""
 
@@ -88,6 +89,7 @@ class Compiler:
         self.root, self.graph = nn.Module(), fx.Graph()
         self.forms: dict[fx.Node, Any] = {}
         self._reals: dict[int, tuple[Any, fx.Node]] = {}
+        self._known: dict[fx.Node, Tensor] = {}  # what parameters and numbers alone decide
         self._given: set[fx.Node] = set()  # what depends on an input
         for node in q.graph.nodes:
             if node.op == "placeholder" or not self._given.isdisjoint(node.all_input_nodes):
@@ -111,6 +113,7 @@ class Compiler:
 
     def _get_attr(self, node: fx.Node) -> Parameter | Plain:
         value = graph.get(self.q, node.target).detach()
+        self._known[node] = value
         return Parameter(value) if value.is_floating_point() else Plain(self.buffer(value))
 
     def _call_module(self, node: fx.Node) -> Any:
@@ -140,11 +143,14 @@ class Compiler:
             _align(v, values, quantizer.axis, quantizer.group, "scale") for v in (scale, zero_point)
         )
         values = (quantizer.quantize(values) - zero_point).long()
-        self.constants[node.args[0].target] = values * scale
+        if node.args[0].op == "get_attr":
+            self.constants[node.args[0].target] = values * scale
         return Constant(values, scale)
 
     def _call_function(self, node: fx.Node) -> Any:
         kind = graph.op(node)
+        if self._is_known(node):
+            return self._known_form(node)
         if not _tensors(node):  # a size, or a number that is read off data
             of_shape = kind.startswith("sym_") or kind in ("size", "numel", "stride")
             return Plain(self.copy(node, self.shaped if of_shape else self.real_or_plain))
@@ -162,6 +168,25 @@ class Compiler:
             return handler(self, node)
         except Island as reason:
             return self._island(node, str(reason))
+
+    def _is_known(self, node: fx.Node) -> bool:
+        """Whether parameters and numbers alone decide what the node gives: one tensor."""
+        inputs, tags = node.all_input_nodes, getattr(node.target, "tags", ())
+        return (
+            isinstance(node.meta.get("val"), Tensor)
+            and all(x in self._known for x in inputs)
+            and (bool(inputs) or graph.op(node) in ("arange", "linspace", "eye"))
+            and torch.Tag.nondeterministic_seeded not in tags
+        )
+
+    def _known_form(self, node: fx.Node) -> Parameter | Plain:
+        def double(x: fx.Node) -> Tensor:
+            known = self._known[x]
+            return known.double() if known.is_floating_point() else known
+
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), double)
+        self._known[node] = value = node.target(*args, **kwargs)
+        return Parameter(value) if value.is_floating_point() else Plain(self.buffer(value))
 
     def _of_no_data(self, node: fx.Node) -> Real | Plain:
         """Shapes, indices and masks; positions and their cosines, which sizes alone decide."""
@@ -291,8 +316,9 @@ class Compiler:
             return functions.rows_as_term(self, form)
         if isinstance(form, Filled):
             return Sum((), torch.tensor(form.value, dtype=torch.float64))
-        if isinstance(form, Parameter) and torch.isfinite(form.values).all():
-            return Sum((), form.values.double())
+        known = isinstance(form, Parameter) or value in self._known
+        if known and torch.isfinite(self.values(value)).all():
+            return Sum((), self.values(value))
         if not isinstance(form, Sum) or not form.plain:
             raise Island("an operand is not on a grid")
         return form
@@ -310,7 +336,15 @@ class Compiler:
             return form.values.double()
         if isinstance(form, Constant):
             return form.values * form.scale
+        if isinstance(form, Filled) and all(map(graph.fixed, graph.shape_of(node))):
+            return torch.full([*map(int, graph.shape_of(node))], form.value).double()
+        if node in self._known:  # whole numbers
+            return self._known[node].double()
         raise Island("it needs a constant")
+
+    def is_constant(self, node: fx.Node) -> bool:
+        """Whether it is a parameter without quantizer, or made of such."""
+        return isinstance(self.forms[node], Parameter) or node in self._known
 
     def of_one_number(self, node: fx.Node, x: fx.Node) -> Callable[[Tensor], Tensor]:
         """The operator as a function of ``x``, where all other operands are numbers."""

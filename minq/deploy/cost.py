@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from minq import graph
@@ -250,9 +250,13 @@ def shapes_of(gm: fx.GraphModule, example: Any = None) -> dict[fx.Node, torch.Si
                 found[node] = value.shape
             return value
 
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        values = tree_map_only(Tensor, mode.from_tensor, values)
-        Shapes(gm).run(*values, enable_io_processing=False)
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = tree_map_only(Tensor, mode.from_tensor, values)
+            Shapes(gm).run(*fake, enable_io_processing=False)
+    except DynamicOutputShapeException:  # a shape that depends on values
+        with torch.no_grad():
+            Shapes(gm).run(*values, enable_io_processing=False)
     return found
 
 

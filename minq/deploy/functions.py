@@ -74,20 +74,23 @@ def converted(c: Compiler, node: fx.Node) -> Any:
 def made(c: Compiler, node: fx.Node) -> Any:
     """zeros, ones, full and their like: one number in a new tensor."""
     kind = graph.op(node)
-    new = c.copy(node, c.shaped)
     if not graph.is_float(node):
-        return Plain(new)
-    if kind.startswith(("zeros", "new_zeros")):
-        return Filled(new, 0.0)
-    if kind.startswith(("ones", "new_ones")):
-        return Filled(new, 1.0)
-    at = {"new_full": 2, "scalar_tensor": 0}.get(kind, 1)
-    value = node.args[at] if len(node.args) > at else node.kwargs.get("fill_value")
-    if "full" in kind or kind in ("fill", "scalar_tensor"):
-        if isinstance(value, int | float):
-            return Filled(new, float(value))
-    c.graph.erase_node(new)
-    return Real(c.copy(node, c.real_or_plain))  # arange, linspace, eye
+        return Plain(c.copy(node, c.shaped))
+    value: Any = None
+    if "zeros" in kind or "ones" in kind:
+        value = float("ones" in kind)
+    elif "full" in kind or kind in ("fill", "scalar_tensor"):
+        at = {"new_full": 2, "scalar_tensor": 0}.get(kind, 1)
+        value = node.args[at] if len(node.args) > at else node.kwargs.get("fill_value")
+    if not isinstance(value, int | float):
+        return Real(c.copy(node, c.real_or_plain))  # arange, linspace, eye
+    if kind == "fill":
+        shape = (c.shaped(node.args[0]), value)
+        new = c.graph.call_function(torch.ops.aten.full_like.default, shape)
+    else:
+        new = c.copy(node, c.shaped)
+    new.update_kwarg("dtype", torch.float64)
+    return Filled(new, float(value))
 
 
 # --- Rows -----------------------------------------------------------------------------------------

@@ -337,6 +337,17 @@ class Move(nn.Module):
         return tree_map_only(Tensor, lambda t: t.to(x.dtype) if t.is_floating_point() else t, y)
 
 
+class FillWith(nn.Module):
+    """An operator that fills up with a level that is given: masked_fill, padding."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, level: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.function(x.double(), *args, level.item(), **kwargs).to(x.dtype)
+
+
 class Fill(nn.Module):
     """One level in a tensor of a shape that is given; of the type of other integers, or its own."""
 

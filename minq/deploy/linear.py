@@ -143,9 +143,8 @@ def _by_a_constant(c: Compiler, node: fx.Node) -> Sum | None:
     """A tensor times a parameter without quantizer: more scales, nothing to compute."""
     for x, y in (node.args[:2], node.args[1::-1]):
         form = c.forms[x]
-        if isinstance(c.forms[y], Parameter) and isinstance(form, Sum) and form.plain:
-            if _same_shape(x, node):
-                return form.times(c.values(y))
+        if isinstance(form, Sum) and form.plain and _same_shape(x, node) and c.is_constant(y):
+            return form.times(c.values(y))
     return None
 
 

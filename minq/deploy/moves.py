@@ -51,6 +51,9 @@ ORDERED = frozenset(
 )
 """Moves that look which of two values is larger."""
 
+SHAPED = frozenset({"view_as", "reshape_as", "expand_as"})
+"""Moves whose second operand is only a shape."""
+
 AROUND_ZERO = frozenset("tril triu im2col diag_embed max_unpool2d max_unpool3d".split())
 """Moves that fill up with zeros."""
 
@@ -58,7 +61,8 @@ AROUND_ZERO = frozenset("tril triu im2col diag_embed max_unpool2d max_unpool3d".
 def move(c: Compiler, node: fx.Node) -> Any:
     first, *others = node.args
     kind, form = graph.op(node), c.forms.get(first) if isinstance(first, fx.Node) else None
-    if form is None or any(not isinstance(c.forms[x], Plain) for x in node.all_input_nodes[1:]):
+    more = [] if kind in SHAPED else node.all_input_nodes[1:]
+    if form is None or any(not isinstance(c.forms[x], Plain) for x in more):
         raise Island("it joins several tensors")
     if isinstance(form, Filled) and kind not in AROUND_ZERO | FILLING and _one(node):
         return Filled(_call(c, node, form.node, others), form.value)
@@ -73,7 +77,7 @@ def move(c: Compiler, node: fx.Node) -> Any:
         x = _around_zero(c, x)
     if kind in FILLING:
         filled = _filled(c, node, kind, others, x)
-        if isinstance(filled, Hidden):
+        if not isinstance(filled, list):
             return filled
         others = filled
     new = _call(c, node, x.node, others)
@@ -88,7 +92,8 @@ def _one(node: fx.Node) -> bool:
 
 def _call(c: Compiler, node: fx.Node, x: fx.Node, others: list) -> fx.Node:
     """The same operator on other values."""
-    args, kwargs = fx.map_arg((tuple(others), dict(node.kwargs)), c.plain)
+    new_of = c.shaped if graph.op(node) in SHAPED else c.plain
+    args, kwargs = fx.map_arg((tuple(others), dict(node.kwargs)), new_of)
     if graph.op(node) in FLOAT_ONLY:
         return c.module(place(node), kernels.Move(node.target), (x, *args), kwargs)
     return c.graph.call_function(node.target, (x, *args), kwargs)
@@ -115,7 +120,7 @@ def _around_zero(c: Compiler, x: Term) -> Term:
 FILLING = frozenset({"constant_pad_nd", "pad", "masked_fill", "index_fill"})
 
 
-def _filled(c: Compiler, node: fx.Node, kind: str, others: list, x: Term) -> list | Hidden:
+def _filled(c: Compiler, node: fx.Node, kind: str, others: list, x: Term) -> list | Hidden | Pieces:
     """The level of the value that fills up, among the arguments; or scores that are hidden."""
     at = {"pad": 3, "index_fill": 3}.get(kind, 2)
     if kind == "pad" and graph.argument(node, 2, "mode", "constant") != "constant":
@@ -132,11 +137,18 @@ def _filled(c: Compiler, node: fx.Node, kind: str, others: list, x: Term) -> lis
     readers = {graph.op(user) for user in node.users}
     if value == -math.inf and x.scale > 0 and readers <= {"max_pool1d", "max_pool2d", "max_pool3d"}:
         return [*padding[: at - 1], x.low]  # never larger than what is pooled with it
-    if not x.holds(value):
-        if kind != "pad":
-            return hide(c, x, value, fill)
-        raise Island(f"it fills up with {value:g}, which is not on the grid")
-    return [*padding[: at - 1], x.level(value)]
+    if x.holds(value):
+        return [*padding[: at - 1], x.level(value)]
+    if value < x.ends[0] - NOTHING:
+        return hide(c, x, value, fill)
+
+    def join(nodes: list[fx.Node]) -> fx.Node:
+        kwargs = {k: v for k, v in node.kwargs.items() if k != "value"}
+        args, kwargs = fx.map_arg((padding[: at - 1], kwargs), c.plain)
+        return c.module(place(node), kernels.FillWith(node.target), (*nodes, *args), kwargs)
+
+    number = c.buffer(torch.tensor(value, dtype=torch.float64))
+    return Pieces((Sum((x,)), Filled(number, value)), join)
 
 
 def hide(c: Compiler, x: Term, value: float, fill: Callable[[fx.Node, Any], fx.Node]) -> Hidden:
