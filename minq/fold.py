@@ -257,4 +257,6 @@ def add_stacked(gm: GraphModule) -> GraphModule:
 
 def fold(gm: GraphModule) -> GraphModule:
     """All of these steps; ``gm`` is changed and returned."""
-    return add_stacked(fold_constants(fold_batch_norms(gm)))
+    from minq.idioms import write_idioms
+
+    return add_stacked(write_idioms(fold_constants(fold_batch_norms(gm))))

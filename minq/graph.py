@@ -387,9 +387,9 @@ def unused(gm: nn.Module, name: str) -> str:
 
 
 def _taken(gm: nn.Module, name: str) -> bool:
-    """Whether a module, a parameter or a buffer has that name."""
+    """Whether a module, a parameter, a buffer or a method has that name."""
     try:
-        return isinstance(get(gm, name), (nn.Module, Tensor))
+        return get(gm, name) is not None
     except AttributeError:
         return False
 

@@ -184,6 +184,7 @@ IMAGES = {
     "instance_norm": lambda y: F.instance_norm(y),
     "layer_norm of channels": lambda y: F.layer_norm(y.movedim(1, 3), (4,)).movedim(3, 1),
     "relu variants": lambda y: F.rrelu(F.relu6(F.hardtanh(y, -0.5, 2.0))),
+    "glu": lambda y: F.glu(y, 1),
     "scaled by its mean": lambda y: y * y.mean((2, 3), keepdim=True).sigmoid(),
     "flatten": lambda y: y.flatten(2).unsqueeze(-1),
 }
@@ -237,6 +238,17 @@ class Rms(nn.Module):
         y = self.a(x).to(torch.float32)
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)
         return self.b(self.weight * y.to(x.dtype))
+
+
+class Bags(nn.Module):
+    """Words without their order."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.words, self.b = nn.EmbeddingBag(11, 6, mode=mode), nn.Linear(6, 3)
+
+    def forward(self, tokens):
+        return self.b(self.words(tokens))
 
 
 class Rotary(nn.Module):
@@ -325,6 +337,7 @@ MODELS = {
     "rotary": (Rotary, noise(4, 4, 6)),
     "words": (Words, TOKENS),
     "words without positions": (lambda: Words(False), TOKENS),
+    **{f"bags of words, {m}": (lambda m=m: Bags(m), TOKENS) for m in ("sum", "mean", "max")},
     "pixels": (Pixels, BYTES),
     "pixels around 0": (lambda: Pixels("around"), BYTES),
     **{
