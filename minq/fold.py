@@ -220,7 +220,11 @@ def _store(gm, name, value, trained) -> None:
     import torch
 
     path, _, leaf = name.rpartition(".")
-    module = gm.get_submodule(path)
+    module = gm
+    for part in path.split(".") if path else ():  # a module without parameters is not in the graph
+        if not hasattr(module, part):
+            module.add_module(part, torch.nn.Module())
+        module = getattr(module, part)
     for kind in (module._parameters, module._buffers):
         kind.pop(leaf, None)
     module.__dict__.pop(leaf, None)
