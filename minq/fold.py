@@ -201,7 +201,7 @@ def _name(gm, node, origins, makes, values) -> tuple[str, bool]:
     trained = [x for x, v in given.items() if isinstance(v, torch.nn.Parameter)]
     if not origins:
         path = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1][0]
-        return graph.unused(gm, f"{path}.{node.name}".lstrip(".")), False
+        return graph.unused(gm, f"{path}.made_{node.name}".lstrip(".")), False
     largest = max(trained or origins, key=lambda x: values[x].numel())
     alone = all(makes[x] == 1 and all(user in values for user in x.users) for x in [largest])
     name = re.sub(r"parametrizations\.(\w+)\.original\d*$", r"\1", str(largest.target))

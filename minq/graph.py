@@ -391,7 +391,7 @@ def _taken(gm: nn.Module, name: str) -> bool:
     try:
         return get(gm, name) is not None
     except AttributeError:
-        return hasattr(nn.Module, name.rpartition(".")[2])
+        return False
 
 
 def device_of(module: nn.Module) -> torch.device:
