@@ -135,9 +135,9 @@ def is_float(node: Any) -> bool:
 
 
 def is_real(node: fx.Node) -> bool:
-    """Whether any tensor that the node gives holds real numbers."""
-    values = tree_leaves(node.meta.get("val"))
-    return any(isinstance(v, Tensor) and v.is_floating_point() for v in values)
+    """Whether any tensor that the node gives holds real (or complex) numbers."""
+    tensors = [v for v in tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
+    return any(v.is_floating_point() or v.is_complex() for v in tensors)
 
 
 def shape_of(node: fx.Node) -> tuple:
