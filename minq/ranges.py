@@ -160,9 +160,11 @@ def _squared_error(x: Array, scale: Array, zero_point: Array, n: int, p: int) ->
     xp = namespace(x)
     per_step = 1 / scale
     total = xp.astype(xp.zeros_like(scale), xp.float64)
+    moved = bool(xp.any(zero_point != 0))  # on a symmetric grid there is nothing to add
     for i, j in _blocks(x):
         u = x[i, j] * per_step[i]
-        u += zero_point[i]
+        if moved:
+            u += zero_point[i]
         error = xp.round(u)
         error = clamp(error, n, p, out=error)
         error -= u  # eq. (16), before the sum of squares
