@@ -25,7 +25,7 @@ class Tokens(nn.Module):
         self.drop = nn.Dropout(0.1)
 
     def forward(self, x):
-        x = torch.cat([self.first.expand(len(x), -1, -1), self.embed(x)], 1)
+        x = torch.cat([self.first.expand(x.shape[0], -1, -1), self.embed(x)], 1)
         x = self.drop(x + self.position)
         x = self.norm(x)
         return self.head(x[:, 0] + 0.1 * x.mean(1))
