@@ -25,9 +25,10 @@ Measured once with settings of their own, 128 crops and 500 to judge, W8A8 (dB, 
 
 W4A8 per channel, minq: 11.2 dB, 79 %. With the recipes of this file and far fewer crops, 32 and 40
 to judge, on an x86-64 without VNNI: torchao 14.8 dB, 85 %; ONNX Runtime 4.4 dB, 67 %, and with its
-optimizer off, which leaves the sums to floats, 17.0 dB, 90 %; Brevitas per tensor -0.6 dB, 7 %. NNCF failed there: its extension was not compiled within its 60 seconds. The
-two tables are not comparable. Not measured: the recipes here on 128 and 500 crops, and the peers'
-own AdaRound, GPTQ, GPFQ and SeqMSE.
+optimizer off, which leaves the sums to floats, 17.0 dB, 90 %; Brevitas per tensor -0.6 dB, 7 %.
+NNCF failed there: its extension was not compiled within its 60 seconds. The two tables are not
+comparable. Not measured: the recipes here on 128 and 500 crops, and the peers' own AdaRound, GPTQ,
+GPFQ and SeqMSE.
 """
 
 from __future__ import annotations
