@@ -139,14 +139,21 @@ def _fits(c: Channels) -> bool:
     )
 
 
-def is_clip(node: fx.Node) -> bool:
-    """Whether the node clips at bounds that can be scaled with its channels.
+def scaled_bounds(node: fx.Node) -> tuple[Tensor, Tensor] | None:
+    """The bounds of a clip that must be scaled with its channels; None where nothing must be.
 
     clip(x; l, h) / s = clip(x / s; l / s, h / s). What only keeps its channels' signs, as ReLU,
-    needs no new bounds, and is not meant.
+    needs no new bounds.
     """
     bounds = graph.clip_bounds(node)
-    return bounds is not None and not all(((v == 0) | v.isinf()).all() for v in bounds)
+    if bounds is None or all(((v == 0) | v.isinf()).all() for v in bounds):
+        return None
+    return bounds
+
+
+def is_clip(node: fx.Node) -> bool:
+    """Whether the node clips at bounds that must be scaled with its channels."""
+    return scaled_bounds(node) is not None
 
 
 def _trains(bound: Any) -> bool:
@@ -225,9 +232,8 @@ def equalize_graph(
                 mean, variance = node.meta["moments"]
                 node.meta["moments"] = mean / s, variance / s**2
         for node in c.between:
-            if is_clip(node):
-                low, high = graph.clip_bounds(node)
-                graph.set_clip_bounds(node, low / s, high / s)
+            if (bounds := scaled_bounds(node)) is not None:
+                graph.set_clip_bounds(node, bounds[0] / s, bounds[1] / s)
     return graph.tidy(gm)
 
 
@@ -273,8 +279,9 @@ def absorb_biases(gm: fx.GraphModule, *, sigmas: float = 3.0) -> fx.GraphModule:
             continue
         mean, variance = first.meta["moments"]
         amount = equalize.absorbable(mean, variance.sqrt(), sigmas)
-        for node in filter(is_clip, c.between):  # a channel that only ever clips keeps its bias
-            amount = torch.where(amount < graph.clip_bounds(node)[1], amount, 0)
+        for node in c.between:  # a channel that only ever clips keeps its bias
+            if (bounds := scaled_bounds(node)) is not None:
+                amount = torch.where(amount < bounds[1], amount, 0)
         bias = graph.bias_of(gm, first)
         for node in c.readers:
             weight, old = graph.weight_of(gm, node), graph.bias_of(gm, node)
@@ -283,8 +290,8 @@ def absorb_biases(gm: fx.GraphModule, *, sigmas: float = 3.0) -> fx.GraphModule:
         graph.set_bias(gm, first, lower)  # the same for all readers
         first.meta["moments"] = mean - amount, variance
         for node in c.between:
-            if is_clip(node):  # a floor of 0 stays: below the bias there is next to nothing
-                low, high = graph.clip_bounds(node)
+            if (bounds := scaled_bounds(node)) is not None:
+                low, high = bounds  # a floor of 0 stays: below the bias there is next to nothing
                 graph.set_clip_bounds(node, torch.where(low == 0, low, low - amount), high - amount)
     return graph.tidy(gm)
 

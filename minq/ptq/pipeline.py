@@ -342,7 +342,8 @@ def _correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
     activation = _activation(gm, node, 1)
     function = activation and (lambda rows: activation(rows[None])[0])
     walk.advance(node)
-    sums, counts = [0.0, 0.0], [0, 0]
+    sums: list[Any] = [0.0, 0.0]
+    counts = [0, 0]
     for half, y, y_hat in _halves(walk, node, axis):
         sums[half] = sums[half] + (y_hat - y).double().sum(0)
         counts[half] += len(y)
@@ -368,7 +369,7 @@ def _correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
 def _halves(walk: Walk, node: fx.Node, axis: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(half, y, y_hat) with rows (places, channels): even samples and odd ones; of one, places."""
     alone, start = sum(walk.lengths) == 1, 0
-    for pair in zip(walk.exact[node], walk.quantized[node], strict=True):
+    for pair in map(list, zip(walk.exact[node], walk.quantized[node], strict=True)):
         if alone:
             pair = [v.movedim(axis, -1).flatten(0, -2) for v in pair]
         for half in (0, 1):

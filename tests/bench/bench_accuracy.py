@@ -9,26 +9,8 @@ nearest, but AIMET's AdaRound with ``--iterations`` steps a layer, and minq's. A
 installed is skipped by name, one that fails says how. The peers are in requirements-bench.txt; they
 ask for different versions of the same packages, so some need an environment of their own.
 
-Measured once with settings of their own, 128 crops and 500 to judge, W8A8 (dB, agreement in %):
-
-    =============  ============  ===========
-    tool           per channel   per tensor
-    =============  ============  ===========
-    minq           25.4     96   23.3     95
-    MCT            23.6     93    8.0     64
-    ONNX Runtime   16.4     84
-    NNCF           15.6     81
-    Brevitas       15.0     87
-    AIMET           9.2     71    4.0     44
-    torchao         5.2     50
-    =============  ============  ===========
-
-W4A8 per channel, minq: 11.2 dB, 79 %. With the recipes of this file and far fewer crops, 32 and 40
-to judge, on an x86-64 without VNNI: torchao 14.8 dB, 85 %; ONNX Runtime 4.4 dB, 67 %, and with its
-optimizer off, which leaves the sums to floats, 17.0 dB, 90 %; Brevitas per tensor -0.6 dB, 7 %.
-NNCF failed there: its extension was not compiled within its 60 seconds. The two tables are not
-comparable. Not measured: the recipes here on 128 and 500 crops, and the peers' own AdaRound, GPTQ,
-GPFQ and SeqMSE.
+Not in it: the peers' own GPTQ, GPFQ and SeqMSE. Integer kernels for processors without VNNI may
+saturate sums of 8-bit products, so the same file can score lower on one machine than on another.
 """
 
 from __future__ import annotations
