@@ -176,7 +176,7 @@ def test_what_has_no_integer_form_is_an_island_and_is_named():
 
 def test_a_layer_without_quantizers_is_an_island():
     q = quantized(network("mobile")[0], noise(4, 3, 8, 8), skip=["3"])
-    assert set(minq.to_integer(q).islands) == {"3"}
+    assert set(minq.to_integer(q).islands) == {"3", "5"}  # its ReLU6 stays in front of the rounding
     assert_same(q, noise(4, 3, 8, 8))
 
 

@@ -145,7 +145,7 @@ def test_an_unsupported_operator_is_named_and_stays_in_float():
     gm = minq.capture(
         Lambda(lambda m, x: m.g(x)[0], g=nn.GRU(6, 4, batch_first=True)), noise(2, 200, 6)
     )
-    with pytest.warns(UserWarning, match="gru .* in g.gru; its sequences must have a fixed length"):
+    with pytest.warns(UserWarning, match="gru .* in g; its sequences must have a fixed length"):
         minq.insert_quantizers(gm)
 
 
