@@ -29,7 +29,7 @@ export MALLOC_MMAP_THRESHOLD_ = 1000000000
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: book serve live student slides pdf outputs tables bench chromium clean
-.PHONY: test notebooks-lint unit-book lint unit notebooks browser
+.PHONY: test notebooks-lint unit-book lint unit notebooks another-machine browser
 
 book: $(READY)
 	$(PY) book/_tools/build.py
@@ -57,7 +57,7 @@ tables: $(READY)
 
 # The browser last, on the book just built. One that fails does not hide the next.
 test:
-	$(MAKE) --no-print-directory --keep-going notebooks-lint unit-book browser
+	$(MAKE) --no-print-directory --keep-going notebooks-lint unit-book another-machine browser
 	@echo "All tests passed."
 
 # What one process does by itself runs beside what has one for each core.
@@ -74,6 +74,14 @@ lint: $(READY)
 unit: $(READY)
 	$(PY) -m slipcover --source minq --skip-covered -m pytest tests minq README.md -p no:nbval --doctest-modules \
 		--doctest-glob=README.md --ignore=tests/browser --ignore=tests/bench -n $(JOBS) --dist worksteal
+
+# What rests on computed networks and seeds, as another machine computes it: with the oldest vector
+# instructions, two threads, and products added up in another order (tests/another_machine.py).
+SEED ?= 1
+another-machine: $(READY)
+	ANOTHER_MACHINE=$(SEED) OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
+		$(PYTEST) $(addprefix tests/test_,ptq_debug.py ptq_walk.py ptq_outliers.py simulate.py) \
+		-p no:nbval -q -n $(JOBS) --dist worksteal
 
 bench: $(READY)
 	for script in tests/bench/bench_*.py; do $(PY) $$script || exit 1; done

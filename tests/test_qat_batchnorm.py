@@ -101,7 +101,9 @@ def _weight(gm, quantizer):
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet_basic"])
 def test_restoring_changes_no_output_of_trained_networks(name, way):
     model, x = zoo.load(name), zoo.calibration_set(name, 32)
-    settings = dict(activations=None, equalize=True)  # per-channel ReLU6 and moved moments
+    # Per-channel ReLU6 and moved moments. Grids of min-max are the same on all machines, those of
+    # least squares are not, and one weight in 10^5 may lie at a tie.
+    settings = dict(activations=None, equalize=True, weight_range="min_max")
     expected = prepared(zoo_graph(name), x, "fold", **settings)(x)
     gm = prepared(zoo_graph(name), x, way, **settings)
     torch.testing.assert_close(gm.eval()(x), expected, rtol=1e-4, atol=1e-4)

@@ -93,9 +93,13 @@ def test_the_simulation_is_torchs_and_the_device_equals_it(case):
         oracle = q_y.quantize(y)[0].numpy().reshape(w.device().shape)
         assert np.array_equal(w.simulated(), oracle)
         assert np.array_equal(w.device(), oracle)
-        # The network itself leaves its biases in float: one step apart, and rarely.
+        # The network itself leaves its biases in float: one step apart, and only where a tie is
+        # as near as the bias moved; single precision adds less than 0.01 of a step.
         own = q_y.quantize(values[after])[0].numpy().reshape(oracle.shape)
-        assert np.abs(own - oracle).max() <= 1 and np.mean(own != oracle) < 0.05
+        steps = (y / q_y.scale).numpy().reshape(oracle.shape)
+        moved = 0 if bias is None else abs(b - bias).reshape(-1, 1, 1).numpy() / float(q_y.scale)
+        assert np.abs(own - oracle).max() <= 1
+        assert (abs(steps - np.floor(steps) - 0.5) <= moved + 0.01)[own != oracle].all()
 
 
 def by_whole_numbers(w):
@@ -163,7 +167,8 @@ def test_lesser_floats_differ_only_near_ties():
             error = (k + 8) * info.eps / 2 * size + 8 * k * float(info.smallest_subnormal)
             to_tie = abs(steps - np.floor(steps) - 0.5)
             assert (to_tie <= 1.1 * error / layer["s_y"])[off].all()
-    assert differ["single"] <= 2 < 10 < differ["half"]
+    # Of half precision's roundings, 2^13 times as large, a few are seen; there may be none of single.
+    assert 10 * differ["single"] < differ["half"] > 10
 
 
 @cache

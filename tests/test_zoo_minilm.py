@@ -12,6 +12,10 @@ import minq
 from minq import zoo
 from minq.zoo import sentence_encoder
 
+ROUNDING = 2e-5
+"""Answers are of size one, and come through six layers of sums over up to 1536 products: each may
+be off by 2^-24 times the root of their number, in an order of its own on each machine."""
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -33,7 +37,7 @@ def test_vectors_are_those_of_transformers(model, bert):
     states = bert(tokens, attention_mask=mask).last_hidden_state
     mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
     assert len(set(mask.sum(1).tolist())) > 4  # padded to different lengths
-    torch.testing.assert_close(model(tokens), mean, atol=5e-6, rtol=0)
+    torch.testing.assert_close(model(tokens), mean, atol=ROUNDING, rtol=0)
 
 
 def test_tokens_are_those_of_transformers():
@@ -47,7 +51,7 @@ def test_tokens_are_those_of_transformers():
 def test_padding_changes_nothing(model):
     texts = zoo.sentences()[:4]
     longer = zoo.tokenize(texts, length=40)
-    torch.testing.assert_close(model(longer), model(zoo.tokenize(texts)), atol=2e-6, rtol=0)
+    torch.testing.assert_close(model(longer), model(zoo.tokenize(texts)), atol=ROUNDING, rtol=0)
     longer[:, 30] = 7592  # a word behind the end is a word
     assert (model(longer) - model(zoo.tokenize(texts))).abs().max() > 1e-2
 
@@ -64,7 +68,7 @@ def test_partners_are_nearest(model):
 def test_it_is_captured_and_all_of_it_is_quantized(model, recwarn):
     tokens = zoo.tokenize(zoo.sentences()[:6])
     gm = minq.capture(model, tokens)
-    assert torch.equal(gm(tokens), model(tokens))
+    torch.testing.assert_close(gm(tokens), model(tokens), atol=ROUNDING, rtol=0)
     minq.insert_quantizers(gm)
     assert not [w for w in recwarn if "stays in float" in str(w.message)]
     names = set(minq.quantizers(gm))

@@ -96,17 +96,19 @@ def photo_crops(
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * torch.rand((), generator=random).item()
 
-    crops = torch.empty(count, 3, size, size)
+    crops = torch.empty(count, 3, size, size, dtype=torch.float64)
     for crop in crops:
         part = parts[int(uniform(0, len(parts)))]
         (h, w), area, aspect = part.shape[1:], uniform(0.3, 1.0), uniform(-0.29, 0.29)
         ch = min(h, round((h * w * area) ** 0.5 * np.exp(aspect / 2)))
         cw = min(w, round((h * w * area) ** 0.5 / np.exp(aspect / 2)))
         y, x = int(uniform(0, h - ch + 1)), int(uniform(0, w - cw + 1))
-        piece = part[:, y : y + ch, x : x + cw].float()
+        piece = part[:, y : y + ch, x : x + cw].double()
         piece = piece.flip(2) if uniform(0, 1) < 0.5 else piece
         crop.copy_(interpolate(piece[None], (size, size), mode="bilinear", antialias=True)[0])
-    return _normalise(crops.round())  # whole pixels, as a camera gives them
+    # Whole pixels, as a camera gives them. Means of whole numbers meet ties, which the last bit of
+    # a sum would decide, another one on each machine: 2^-20 decides them.
+    return _normalise((crops + (0.5 + 2.0**-20)).floor())
 
 
 def _normalise(pixels: Tensor) -> Tensor:
