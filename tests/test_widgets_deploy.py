@@ -167,7 +167,7 @@ def test_lesser_floats_differ_only_near_ties():
             error = (k + 8) * info.eps / 2 * size + 8 * k * float(info.smallest_subnormal)
             to_tie = abs(steps - np.floor(steps) - 0.5)
             assert (to_tie <= 1.1 * error / layer["s_y"])[off].all()
-    # Of half precision's roundings, 2^13 times as large, a few are seen; there may be none of single.
+    # Half precision's roundings are 2^13 times as large: some of them are seen.
     assert 10 * differ["single"] < differ["half"] > 10
 
 
