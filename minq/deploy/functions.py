@@ -185,12 +185,13 @@ def embedding(c: Compiler, node: fx.Node) -> Sum | Rows:
 def rows_as_term(c: Compiler, rows: Rows) -> Sum:
     """Rows with scales of their own, for a sum of them: integers of one scale that is fine enough.
 
-    24 bits, so that the table is off by 2^-24 of its largest number; with multipliers in floats the
-    table itself.
+    With 2^k steps to the largest number, 128 steps of the result, the table is off by up to 2^(6-k)
+    steps, and a multiplier of 31 bits by up to 2^(k-32): k = 19 makes both 2^-13. With multipliers
+    in floats it is the table itself.
     """
-    values, name = rows.values, rows.name
+    values, name, steps = rows.values, rows.name, 2**19
     most = float(values.abs().max())
-    scale = torch.tensor(1.0 if c.arithmetic.exact or most == 0 else most / 2**23).double()
+    scale = torch.tensor(1.0 if c.arithmetic.exact or most == 0 else most / steps).double()
     table = values if c.arithmetic.exact else torch.round(values / scale).int()
     new = c.module(name, kernels.Lookup(table), (rows.index,))
-    return Sum((Term(new, scale, 0, -(2**23), 2**23),))
+    return Sum((Term(new, scale, 0, -steps, steps),))

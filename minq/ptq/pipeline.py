@@ -347,6 +347,8 @@ def _correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
     for half, y, y_hat in _halves(walk, node, axis):
         sums[half] = sums[half] + (y_hat - y).double().sum(0)
         counts[half] += len(y)
+    if not all(counts):
+        return  # one place alone: nothing is held out to judge by
     means = [total / count for total, count in zip(sums, counts, strict=True)]
     change = [torch.zeros_like(mean) for mean in means]
     for half, y, y_hat in _halves(walk, node, axis):
