@@ -155,6 +155,8 @@ def _decided(node, values) -> bool:
         return False
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return False
+    if graph.is_layer(node) and graph.op(node) == "embedding":
+        return False  # a table of positions stays a layer: its weight has a weight's bits
     return bool(node.all_input_nodes) or graph.op(node) in graph.MAKERS - {"empty"}
 
 
