@@ -49,7 +49,7 @@ def test_states_that_are_given():
         lambda m, x, h, c: m.r(x, (h.transpose(0, 1), c.transpose(0, 1))),
         r=nn.LSTM(5, 6, batch_first=True),
     )
-    same(model, X, noise(16, 1, 6), noise(16, 1, 6, seed=3))
+    same(model, X, noise(len(X), 1, 6), noise(len(X), 1, 6, seed=3))
 
 
 @pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
