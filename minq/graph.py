@@ -201,15 +201,20 @@ def set_clip_bounds(node: fx.Node, low: Tensor, high: Tensor) -> None:
 
     The bounds become buffers of its own: what it read before may be another clip's too.
     """
-    module, arguments = node.graph.owning_module, []
+    module = node.graph.owning_module
+    arguments: list[fx.Node | None] = []
     for name, value in (("floor", low), ("ceiling", high)):
+        if value.isinf().all():
+            arguments.append(None)
+            continue
         name = unused(module, f"{node.name}_{name}")
         if value.ndim:
             value = value.reshape(-1, *[1] * (len(shape_of(node)) - 2))
         module.register_buffer(name, value)
         with node.graph.inserting_before(node):
-            arguments.append(node.graph.get_attr(name))
-        arguments[-1].meta["val"] = value
+            bound = node.graph.get_attr(name)
+        bound.meta["val"] = value
+        arguments.append(bound)
     node.target, node.kwargs = torch.ops.aten.clamp.Tensor, {}
     node.args = (node.args[0], *arguments)
 

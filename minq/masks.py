@@ -107,12 +107,12 @@ def _size(gm: fx.GraphModule, node: fx.Node, sizes: dict, pure: set) -> float:
         return _written(graph.get(gm, node.target)) if graph.is_float(node) else 0.0
     if kind not in _ELEMENTWISE:
         return 0.0
+    if kind in ("clamp", "clamp_min"):  # where it clips is no number that it writes
+        bounds, size = graph.clip_bounds(node), sizes[node.args[0]]
+        return size if bounds is None else min(size, float(bounds[0].abs().max()))
     size = max((sizes[x] for x in node.all_input_nodes), default=0.0)
     if kind == "log":
         return math.inf if node in pure else 0.0
-    if kind in ("clamp", "clamp_min"):
-        low = graph.argument(node, 1, "min")
-        return min(size, abs(low)) if isinstance(low, (int, float)) else size
     if kind == "masked_fill":
         value = graph.argument(node, 2, "value")
         filled = abs(value) if isinstance(value, (int, float)) else _number(gm, value)

@@ -227,7 +227,9 @@ BLOCKED = {
         conv(3, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)
     ),
     "a computed bias": lambda: Lambda(
-        lambda m, x: m.c(nn.functional.conv2d(x, m.a.weight, m.a.bias * 2)), a=conv(3), c=conv()
+        lambda m, x: m.c(nn.functional.conv2d(x, m.a.weight, m.a.bias * x.sum())),
+        a=conv(3),
+        c=conv(),
     ),
 }  # fmt: skip
 

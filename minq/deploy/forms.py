@@ -80,7 +80,8 @@ class Sum:
     @property
     def plain(self) -> bool:
         """Whether nothing is fused yet."""
-        return self.slope is None and bool((self.low == -math.inf) & (self.high == math.inf))
+        unbounded = (self.low == -math.inf) & (self.high == math.inf)
+        return self.slope is None and bool(unbounded.all())
 
     @property
     def grid(self) -> Term | None:
