@@ -94,7 +94,7 @@ TINY = {
     "pooling": {QCONV: 1, QGEMM: 1},
     "concatenation": {QCONV: 2},
     "split": {QGEMM: 2},
-    "matmul": {QGEMM: 1, "QLinearMatMul": 2},
+    "matmul": {QGEMM: 2, "QLinearMatMul": 1},  # a product with a parameter is a layer
     "encoder": {QGEMM: 4, "QLinearMatMul": 2},
     "residual": {QCONV: 4},
     "mobile": {QCONV: 3, QGEMM: 1},
