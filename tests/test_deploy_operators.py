@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from integers import assert_same, quantized
-from networks import noise
+from networks import Lambda, noise
 from torch import nn
 from torch.nn import functional as F
 
@@ -377,3 +377,10 @@ def test_an_operator_on_images_gives_the_integers_of_the_simulation():
 def test_a_network_of_one_s_own_gives_the_integers_of_the_simulation(name):
     make, x = MODELS[name]
     assert check(make, x, per_channel="words" in name) == set()
+
+
+def test_a_constant_that_is_computed_with_has_a_grid_of_its_own():
+    """3 ones + y: nothing on a grid is multiplied, so the product is a float, and named."""
+    model = Lambda(lambda m, x: torch.ones_like(y := m.a(x)) * 3 + y, a=nn.Linear(6, 4))
+    net = assert_same(quantized(model, noise(16, 6)), noise(8, 6, seed=1))
+    assert net.islands == {"rescale": "rescale: it computes with constants alone"}

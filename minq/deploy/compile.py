@@ -165,7 +165,10 @@ class Compiler:
             handler = HANDLERS.get(kind)
             if handler is None:
                 raise Island("no integer form")
-            return handler(self, node)
+            form = handler(self, node)
+            if isinstance(form, Sum) and not form.terms:
+                raise Island("it computes with constants alone")
+            return form
         except Island as reason:
             return self._island(node, str(reason))
 
