@@ -194,6 +194,7 @@ def _same(values, node, x) -> bool:
 def _name(gm, node, origins, makes, values) -> tuple[str, bool]:
     """What to call a result, and whether it is trained."""
     import re
+    from itertools import count
 
     import torch
 
@@ -209,12 +210,10 @@ def _name(gm, node, origins, makes, values) -> tuple[str, bool]:
     name = re.sub(r"parametrizations\.(\w+)\.original\d*$", r"\1", str(largest.target))
     if graph.op(node) == "_weight_norm" or name.endswith("_orig"):
         name = re.sub("_(v|g|orig)$", "", name)
-    if alone and (name == largest.target or not graph._taken(gm, name)):
+    if alone and (name == largest.target or not graph.taken(gm, name)):
         return name, bool(trained)
-    k = 1
-    while graph._taken(gm, f"{name}_{k}"):
-        k += 1
-    return f"{name}_{k}", bool(trained)
+    numbered = (f"{name}_{k}" for k in count(1))
+    return next(n for n in numbered if not graph.taken(gm, n)), bool(trained)
 
 
 def _store(gm, name, value, trained) -> None:

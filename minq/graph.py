@@ -375,7 +375,7 @@ def own_weight(gm: fx.GraphModule, node: fx.Node) -> None:
     path, _, leaf = parameter.target.rpartition(".")
     inside = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1]
     name = f"{inside[0]}.weight"
-    if "torch.nn.modules" not in str(inside[1]) or not inside[0] or _taken(gm, name):
+    if "torch.nn.modules" not in str(inside[1]) or not inside[0] or taken(gm, name):
         name = unused(gm, f"{path}_copy.{leaf}")
     put(gm, name, get(gm, parameter.target))
     with gm.graph.inserting_before(node):
@@ -388,10 +388,10 @@ def unused(gm: nn.Module, name: str) -> str:
     """The name itself, or with a number behind it where it is taken."""
     path, _, leaf = name.rpartition(".")
     numbered = (f"{path}_{k}.{leaf}" if path else f"{leaf}_{k}" for k in count(1))
-    return next(n for n in chain([name], numbered) if not _taken(gm, n))
+    return next(n for n in chain([name], numbered) if not taken(gm, n))
 
 
-def _taken(gm: nn.Module, name: str) -> bool:
+def taken(gm: nn.Module, name: str) -> bool:
     """Whether a module, a parameter, a buffer or a method has that name."""
     try:
         return get(gm, name) is not None
