@@ -84,12 +84,15 @@ def test_an_interrupted_measurement_goes_on(tmp_path, monkeypatch):
 def test_the_learning_rate_is_the_one_that_does_best_on_the_split(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     records = [
-        {"network": "inception", "rate": 1e-3, "validation": 90.0, "test": 92.0},
-        {"network": "inception", "rate": 3e-3, "validation": 91.0, "test": 91.0},
+        {"network": "inception", "bits": "W4A4", "rate": 1e-3, "validation": 90.0, "test": 92.0},
+        {"network": "inception", "bits": "W4A4", "rate": 3e-3, "validation": 91.0, "test": 91.0},
+        {"network": "inception", "bits": "W8A8", "rate": 1e-4, "validation": 93.0, "test": 93.0},
     ]
     (tmp_path / "rates.json").write_text(json.dumps({"records": records}))
     assert tables.chosen_rate("inception") == 3e-3
     assert tables.chosen_rate("inception", "test") == 1e-3
+    assert tables.chosen_rate("inception", bits="W4A8") == 3e-3, "one rate for all runs with 4 bits"
+    assert tables.chosen_rate("inception", bits="W8A8") == 1e-4
     with pytest.raises(ValueError, match="python -m minq.tables rates"):
         tables.chosen_rate("detector")
 

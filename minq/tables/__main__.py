@@ -6,7 +6,7 @@
     python -m minq.tables best    EfficientNet-Lite0: the best settings, on more pictures
     python -m minq.tables rates   learning rates for table 2, chosen on the validation split
     python -m minq.tables qat     table 2 on the eight small networks
-    python -m minq.tables length  two of its networks, trained four times as long
+    python -m minq.tables length  its W4A4 networks, trained four times as long
     python -m minq.tables norm    three ways to treat batch norm while training
     python -m minq.tables start   what training starts from: equalization, ranges, biases
     python -m minq.tables minilm  two transformers at 8 bits: what helps against outliers

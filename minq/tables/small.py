@@ -193,6 +193,7 @@ def against_fp32(q: nn.Module, crops: int) -> dict[str, float]:
 # --- Table 2, and what its pipeline is made of ----------------------------------------------------
 
 RATES, RANGE_RATE, STEPS, BATCH = (3e-4, 1e-3, 3e-3), 1e-2, 400, 64
+RATES_AT_8_BITS = (3e-5, 1e-4, 3e-4)  # what is close to the trained network is led more gently
 RATE_STEPS = 250
 QAT_STEPS = {"W8A8": 200, "W4A8": 400, "W4A4": 800}
 CONTROL_STEPS = 400
@@ -235,21 +236,22 @@ def accuracies(q: nn.Module, name: str) -> dict[str, float]:
 
 
 def rate_cells() -> Iterator[dict[str, Any]]:
-    """Each network with each learning rate, at 4 bits, in shorter runs."""
-    for name, rate in product(zoo.NAMES, RATES):
-        yield {"network": name, "rate": rate}
+    """Each network with each learning rate, at 4 bits and at 8, in shorter runs."""
+    for bits, rates in (("W4A4", RATES), ("W8A8", RATES_AT_8_BITS)):
+        for name, rate in product(zoo.NAMES, rates):
+            yield {"network": name, "bits": bits, "rate": rate}
 
 
 def rate_cell(cell: dict[str, Any]) -> dict[str, float]:
     name = cell["network"]
-    q = trained(name, cell["rate"], steps=RATE_STEPS, weights=4, activations=4)
-    return accuracies(q, name)
+    return accuracies(trained(name, cell["rate"], steps=RATE_STEPS, **bits_of(cell)), name)
 
 
-def chosen_rate(name: str, split: str = "validation") -> float:
-    """The learning rate with which that network does best on that split."""
+def chosen_rate(name: str, split: str = "validation", bits: str = "W4A4") -> float:
+    """The learning rate with which that network does best on that split; one for all 4-bit runs."""
     records = json.loads((RESULTS / "rates.json").read_text())["records"]
-    mine = [r for r in records if r["network"] == name]
+    tried = "W8A8" if bits == "W8A8" else "W4A4"
+    mine = [r for r in records if r["network"] == name and r["bits"] == tried]
     if not mine:
         raise ValueError(f"no rates were tried for {name}; run python -m minq.tables rates first")
     return max(mine, key=lambda r: r[split])["rate"]
@@ -265,7 +267,7 @@ def qat_cells() -> Iterator[dict[str, Any]]:
 
 def qat_cell(cell: dict[str, Any]) -> dict[str, float]:
     """The network before, after post-training quantization, and after training, on one test set."""
-    name, rate = cell["network"], chosen_rate(cell["network"])
+    name, rate = cell["network"], chosen_rate(cell["network"], bits=cell["bits"])
     bits = bits_of(cell) | {"per_channel": cell["per_channel"]}
     steps = QAT_STEPS.get(cell["bits"], CONTROL_STEPS)
     q = trained(name, rate, cell["seed"], steps, **bits)
@@ -282,15 +284,16 @@ LONG = 3200  # steps, four times as many as in table 2
 
 
 def length_cells() -> Iterator[dict[str, Any]]:
-    """Two networks of which little came back in table 2, trained for longer."""
-    for name in ("resnet_bottleneck", "inception"):
-        yield {"network": name, "steps": LONG}
+    """The W4A4 networks of table 2, trained for longer."""
+    for seed, per_channel, name in product(QAT_SEEDS, (False, True), zoo.NAMES):
+        yield {"network": name, "per_channel": per_channel, "seed": seed, "steps": LONG}
 
 
 def length_cell(cell: dict[str, Any]) -> dict[str, float]:
-    """As in table 2, W4A4 per tensor, first seed."""
+    """As in table 2, but for the number of steps."""
     name, rate = cell["network"], chosen_rate(cell["network"])
-    q = trained(name, rate, steps=cell["steps"], weights=4, activations=4)
+    bits = {"weights": 4, "activations": 4, "per_channel": cell["per_channel"]}
+    q = trained(name, rate, cell["seed"], cell["steps"], **bits)
     return {"rate": rate} | accuracies(q, name)
 
 
