@@ -6,6 +6,7 @@ __all__, __getattr__, __dir__ = lazily(
     __name__,
     {
         "small": "TABLES measure CONFIGURATIONS NAIVE TEST CALIBRATION HERO_TEST HERO_CALIBRATION "
-        "BEST_TEST BEST_CALIBRATION RATES RANGE_RATE RATE_STEPS BATCH",
+        "BEST_TEST BEST_CALIBRATION RATES RATES_AT_8_BITS RANGE_RATE RATE_STEPS "
+        "BATCH",
     },
 )
