@@ -15,10 +15,9 @@ __version__ = "0.1.0"
 __all__, __getattr__, __dir__ = lazily(
     __name__,
     {
-        "affine": (
-            "integer_grid scale_zero_point grid_limits quantize dequantize fake_quantize "
-            "round_half_even round_straight_through sqnr"
-        ),
+        "affine": ("scale_zero_point grid_limits quantize dequantize fake_quantize sqnr"),
+        "grid": "Grid integer_grid round_half_even round_straight_through",
+        "granularity": "Granularity",
         "quantizer": "Quantizer",
         "fold": "fold_batch_norm fold_batch_norms",
         "export": "capture CaptureError",

@@ -88,6 +88,24 @@ def compute_dtype(x: Array) -> Any:
     return x.dtype if x.dtype in (xp.float32, xp.float64) else xp.float32
 
 
+def saturating_cast(x: Array, dtype: Any) -> Array:
+    """``x`` in the dtype that was asked for, no further than that reaches; its gradient is kept.
+
+    The end of a grid can lie half a step beyond the last finite half float.
+
+    >>> saturating_cast(np.array([65536.0, -1e6, 2.5]), np.float16)
+    array([ 6.55e+04, -6.55e+04,  2.50e+00], dtype=float16)
+    """
+    xp = namespace(x)
+    most = float(xp.finfo(dtype).max)
+    if most < float(xp.finfo(x.dtype).max):
+        if getattr(x, "requires_grad", False):
+            x = x + (clamp(x, -most, most) - x).detach()
+        else:
+            x = clamp(x, -most, most)
+    return xp.astype(x, dtype, copy=False)
+
+
 def like(value: Any, x: Array, dtype: Any, name: str) -> Array:
     """``value`` as an array of ``x``'s library, device and the given dtype."""
     xp = namespace(x)
@@ -129,3 +147,35 @@ def check_count(value: Any, name: str) -> int:
     if value < 1:
         raise ValueError(f"{name} must be at least 1, not {value}")
     return int(value)
+
+
+# --- Weights and vectors of channels --------------------------------------------------------------
+
+
+def check_weight(weight: Any, groups: int = 1) -> Array:
+    """``weight`` as (outputs, inputs / groups, *kernel), float, its outputs in whole groups."""
+    weight = as_float(weight, "weight")
+    if weight.ndim < 2:
+        raise ValueError(
+            f"weight must be (outputs, inputs / groups, *kernel), not {tuple(weight.shape)}"
+        )
+    if weight.shape[0] % check_count(groups, "groups"):
+        raise ValueError(f"{weight.shape[0]} outputs cannot be split into {groups} groups")
+    return weight
+
+
+def split_groups(weight: Array, groups: int) -> Array:
+    """``weight`` seen as (groups, outputs / groups, inputs / groups, kernel)."""
+    return namespace(weight).reshape(
+        weight, (groups, weight.shape[0] // groups, weight.shape[1], -1)
+    )
+
+
+def check_vector(v: Any, x: Array, length: int, name: str) -> Array:
+    """``v`` as (length,), in the library, device and dtype of ``x``."""
+    v = as_float(like(v, x, x.dtype, name), name)
+    if tuple(v.shape) != (length,):
+        raise ValueError(
+            f"{name} has shape {tuple(v.shape)}, expected one value for each of {length} channels"
+        )
+    return v

@@ -18,15 +18,23 @@ Compute Project, 32 numbers share a scale that is a power of two, stored in 8 bi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from array_api_compat import is_array_api_obj, is_torch_array
 
 from minq import ranges
-from minq._checks import Array, as_float, clamp, compute_dtype, like, namespace
-from minq.affine import _align, _check_scale, narrow, round_half_even
+from minq._checks import (
+    Array,
+    as_float,
+    clamp,
+    compute_dtype,
+    like,
+    namespace,
+    saturating_cast,
+)
+from minq.granularity import Granularity
+from minq.grid import Rounding, check_scale, round_half_even
 
 BLOCK = 32
 """Numbers that share a scale in the MX formats."""
@@ -131,7 +139,7 @@ def float_scale(
 ) -> Array:
     """The scale that puts the largest |x| on the largest number: s = max |x| / largest.
 
-    What is all zero gets scale 1. Shape as ``minq.affine.scale_shape``.
+    What is all zero gets scale 1. Shape as ``Granularity.scale_shape``.
 
     >>> float(float_scale([-3.0, 1.0], E2M1))
     0.5
@@ -159,7 +167,7 @@ def mx_scale(
     most = _largest(x, axis, block)
     xp = namespace(most)
     e_max = math.floor(math.log2(format.largest))
-    scale = _power(most) * 2.0**-e_max
+    scale = power_below(most) * 2.0**-e_max
     return xp.where(most > 0, clamp(scale, 2.0**-127, 2.0**127), xp.ones_like(most))
 
 
@@ -168,7 +176,7 @@ def _largest(x: Array, axis: int | None, group: int | None) -> Array:
     return namespace(low).maximum(abs(low), abs(high))
 
 
-def _power(x: Array) -> Array:
+def power_below(x: Array) -> Array:
     """2^floor(log2 |x|), exactly, since x = mantissa 2^exponent, |mantissa| in [1/2, 1). 0: NaN."""
     mantissa = x.frexp()[0] if is_torch_array(x) else np.frexp(x)[0]
     with np.errstate(invalid="ignore"):
@@ -185,11 +193,11 @@ def fake_quantize_float(
     *,
     axis: int | None = None,
     group: int | None = None,
-    rounding: Callable[[Array], Array] = round_half_even,
+    rounding: Rounding = round_half_even,
 ) -> Array:
     """Each x to the nearest number of a float format times ``scale``, ties to the even mantissa.
 
-    x: float, any shape. scale: positive, as ``minq.affine.scale_shape`` says. Returns the dtype and
+    x: float, any shape. scale: positive, as ``minq.granularity`` says. Returns the dtype and
     shape of x. What lies beyond the largest number is clamped to it: no infinity, no NaN comes out.
 
     >>> fake_quantize_float([0.2, 0.25, 0.75, 2.6, 100.0], E2M1)
@@ -202,17 +210,18 @@ def fake_quantize_float(
     given = x.dtype if is_array_api_obj(x) else np.float64
     x = as_float(x)
     xp, dtype = namespace(x), compute_dtype(x)
-    scale = _align(_check_scale(like(scale, x, dtype, "scale")), x, axis, group, "scale")
+    scale = check_scale(like(scale, x, dtype, "scale"))
+    scale = Granularity(axis, group).align(scale, x.shape)
     with np.errstate(over="ignore"):
         u = xp.astype(x, dtype, copy=False) / scale
     u = clamp(u, -format.largest, format.largest)
     step = _step(u.detach() if is_torch_array(u) else u, format)
-    return narrow(scale * (step * rounding(u / step)), given)
+    return saturating_cast(scale * (step * rounding(u / step)), given)
 
 
 def _step(u: Array, format: FloatFormat) -> Array:
     """The distance between the neighbours of u: 2^(max(floor(log2 |u|), e_min) - M)."""
-    power, least = _power(u), 2.0 ** (1 - format.bias)
+    power, least = power_below(u), 2.0 ** (1 - format.bias)
     return namespace(u).where(power > least, power, least) * 2.0**-format.mantissa_bits
 
 

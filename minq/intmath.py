@@ -16,7 +16,8 @@ import numpy as np
 from array_api_compat import is_array_api_obj, is_torch_array
 
 from minq._checks import Array, as_float, check_count, like, namespace
-from minq.affine import _align, _check_zero_point, integer_grid
+from minq.granularity import Granularity
+from minq.grid import check_zero_point, integer_grid
 
 _MIN_BLOCK = 128
 """Below this many terms a block of float32 costs more than one float64 product."""
@@ -308,7 +309,7 @@ def requantize(
     bits: int = 8,
     *,
     signed: bool = False,
-    restricted: bool = False,
+    narrow_range: bool = False,
     axis: int | None = None,
     rounding: str = "half_up",
 ) -> Array:
@@ -339,7 +340,7 @@ def requantize(
     """
     if rounding not in ("half_up", "half_even"):
         raise ValueError(f'rounding must be "half_up" or "half_even", not {rounding!r}')
-    n, p = integer_grid(bits, signed=signed, restricted=restricted)
+    grid = integer_grid(bits, signed=signed, narrow_range=narrow_range)
     x, back = as_integers(acc, "acc")
     if x.min() < -(2**31) or x.max() >= 2**31:
         raise ValueError(
@@ -351,13 +352,14 @@ def requantize(
         raise ValueError("scale_ratio must be below 2^31; check s_w * s_x / s_y")
     # Below 2^-32 every 32-bit accumulator rounds to 0, and int64 has no such shift.
     multiplier, shift = np.where(shift > 62, 0, multiplier), np.minimum(shift, 62)
-    multiplier = _align(multiplier, x, axis, None, "scale_ratio")
-    shift = _align(shift, x, axis, None, "scale_ratio")
-    z = _check_zero_point(like(zero_point, x, np.float64, "zero_point"), n, p).astype(np.int64)
-    z = _align(z, x, axis, None, "zero_point")
+    granularity = Granularity(axis)
+    multiplier = granularity.align(multiplier, x.shape, "scale_ratio")
+    shift = granularity.align(shift, x.shape, "scale_ratio")
+    z = check_zero_point(like(zero_point, x, np.float64, "zero_point"), grid).astype(np.int64)
+    z = granularity.align(z, x.shape, "zero_point")
 
     y = rounded_shift(x.astype(np.int64) * multiplier, shift, rounding)
-    return back(np.clip(y + z, n, p).astype(np.int32))
+    return back(grid.clamp(y + z).astype(np.int32))
 
 
 def rounded_shift(product: Array, shift: Array, rounding: str = "half_even") -> Array:

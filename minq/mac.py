@@ -34,7 +34,6 @@ from typing import NamedTuple
 import numpy as np
 
 from minq._checks import Array, check_count
-from minq.affine import integer_grid
 from minq.energy import (
     ACCESS_PJ,
     ADD_PJ,
@@ -43,6 +42,7 @@ from minq.energy import (
     add_energy,
     multiply_energy,
 )
+from minq.grid import integer_grid
 from minq.intmath import (
     ZeroPointTerms,
     fixed_point_multiplier,

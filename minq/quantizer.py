@@ -18,16 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from minq import ranges
-from minq._checks import as_float, compute_dtype
-from minq.affine import (
-    _align,
-    _clamp,
-    integer_grid,
-    narrow,
-    quantize,
-    round_straight_through,
-    scale_zero_point,
-)
+from minq._checks import as_float, compute_dtype, saturating_cast
+from minq.granularity import Granularity
+from minq.grid import integer_grid, operands, round_straight_through
 from minq.straight_through import fake_quantize_trained, scale_gradient
 
 STAGES = ("off", "observe", "frozen", "learn")
@@ -39,7 +32,8 @@ Estimator = Callable[..., tuple[Tensor, Tensor]]
 class Quantizer(nn.Module):
     """Fake quantization with a range of its own.
 
-    bits, signed, restricted, symmetric, power_of_two, axis, group: as in ``minq.affine``.
+    bits, signed, narrow_range, symmetric, power_of_two, axis, group: as in ``minq.affine``; kept as
+        ``grid`` and ``granularity``.
     estimator: ``"min_max"``, ``"percentile"``, ``"mse"``, or any function
         ``(x, *, axis, group) -> (low, high)``. ``"output"`` is ``"mse"``, to be compared with other
         ranges by ``minq.ptq``, which knows what reads the tensor.
@@ -59,7 +53,7 @@ class Quantizer(nn.Module):
         bits: int = 8,
         *,
         signed: bool = False,
-        restricted: bool = False,
+        narrow_range: bool = False,
         symmetric: bool = False,
         power_of_two: bool = False,
         axis: int | None = None,
@@ -68,11 +62,9 @@ class Quantizer(nn.Module):
         average: bool | None = None,
     ) -> None:
         super().__init__()
-        self.n, self.p = integer_grid(bits, signed=signed, restricted=restricted)
-        self.bits = int(bits)
-        self.signed, self.restricted = signed, restricted
+        self.grid = integer_grid(bits, signed=signed, narrow_range=narrow_range)
+        self.granularity = Granularity(axis, group)
         self.symmetric, self.power_of_two = symmetric, power_of_two
-        self.axis, self.group = axis, group
         self.average = estimator != "min_max" if average is None else average
         self.by_output = estimator == "output"
         self.estimate = self._estimator(estimator)
@@ -91,9 +83,9 @@ class Quantizer(nn.Module):
             return estimator
         mse = partial(
             ranges.mse,
-            bits=self.bits,
-            signed=self.signed,
-            restricted=self.restricted,
+            bits=self.grid.bits,
+            signed=self.grid.signed,
+            narrow_range=self.grid.narrow_range,
             symmetric=self.symmetric,
         )
         known: dict[str, Estimator] = {
@@ -109,6 +101,11 @@ class Quantizer(nn.Module):
         return known[estimator]
 
     # --- stages -----------------------------------------------------------------------------------
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return self.grid.bits
 
     @property
     def stage(self) -> str:
@@ -190,14 +187,8 @@ class Quantizer(nn.Module):
             as_float(torch.as_tensor(v, device=self.scale.device) * 1.0) for v in (low, high)
         )
         dtype = compute_dtype(low)
-        scale, zero_point = scale_zero_point(
-            low,
-            high,
-            self.bits,
-            signed=self.signed,
-            restricted=self.restricted,
-            symmetric=self.symmetric,
-            power_of_two=self.power_of_two,
+        scale, zero_point = self.grid.cover(
+            low, high, symmetric=self.symmetric, power_of_two=self.power_of_two
         )
         for name, value in zip(_RANGE, (low, high, scale, zero_point), strict=True):
             getattr(self, name).data = value.to(dtype)
@@ -208,7 +199,8 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
-        low, high = self.estimate(x.detach(), axis=self.axis, group=self.group)
+        axis, group = self.granularity.axis, self.granularity.group
+        low, high = self.estimate(x.detach(), axis=axis, group=group)
         seen = int(self.batches)
         if seen and low.shape != self.low.shape:
             raise ValueError(
@@ -223,12 +215,12 @@ class Quantizer(nn.Module):
         self.set_range(low, high)
         self.batches.fill_(seen + 1)
 
-    def grid(self) -> tuple[Tensor, Tensor]:
+    def scale_zero_point(self) -> tuple[Tensor, Tensor]:
         """The scale and zero-point in use: positive, and whole and on the grid."""
         scale = self._learned_scale() if self._stage == "learn" else self.scale
         if self.symmetric:
             return scale, self.zero_point
-        return scale, _clamp(round_straight_through(self.zero_point), self.n, self.p)
+        return scale, self.grid.clamp(round_straight_through(self.zero_point))
 
     def _learned_scale(self) -> Tensor:
         """2^log2_scale, or |scale| where it is trained itself; always with a gradient."""
@@ -248,31 +240,24 @@ class Quantizer(nn.Module):
         if self._stage in ("off", "observe"):
             return x
         dtype = compute_dtype(x)
-        scale, zero_point = self.grid()
+        scale, zero_point = self.scale_zero_point()
         if self._stage == "learn" and self.normalize:
-            scale = scale_gradient(scale, (max(self.p, 1) * x.numel() / scale.numel()) ** -0.5)
+            shared = x.numel() / scale.numel()  # the values of one scale
+            scale = scale_gradient(scale, (max(self.grid.quant_max, 1) * shared) ** -0.5)
         scale, zero_point = (
-            _align(v.to(dtype), x, self.axis, self.group, "scale") for v in (scale, zero_point)
+            self.granularity.align(v.to(dtype), x.shape) for v in (scale, zero_point)
         )
         zero_point = None if self.symmetric else zero_point
-        x_hat = fake_quantize_trained(x.to(dtype), scale, zero_point, self.n, self.p)
-        return narrow(x_hat, x.dtype)
+        return saturating_cast(
+            fake_quantize_trained(x.to(dtype), scale, zero_point, self.grid), x.dtype
+        )
 
     @torch.no_grad()
     def quantize(self, x: Tensor) -> Tensor:
         """The integers themselves, int32, eq. (4)."""
         self._require_range()
-        scale, zero_point = self.grid()
-        return quantize(
-            x,
-            scale,
-            zero_point,
-            self.bits,
-            signed=self.signed,
-            restricted=self.restricted,
-            axis=self.axis,
-            group=self.group,
-        )
+        parts = operands(x, *self.scale_zero_point(), self.grid, self.granularity)
+        return self.grid.quantize(*parts).to(torch.int32)
 
     # --- keeping it -------------------------------------------------------------------------------
 
@@ -310,7 +295,7 @@ class Quantizer(nn.Module):
             self.log2_scale = kept.requires_grad_(False)
 
     def extra_repr(self) -> str:
-        flags = "signed", "restricted", "symmetric", "power_of_two"
-        kind = [flag for flag in flags if getattr(self, flag)]
-        per = [f"{k}={v}" for k in ("axis", "group") if (v := getattr(self, k)) is not None]
-        return ", ".join([f"bits={self.bits}", *kind, *per, self._stage])
+        grid = [flag for flag in ("signed", "narrow_range") if getattr(self.grid, flag)]
+        kind = [flag for flag in ("symmetric", "power_of_two") if getattr(self, flag)]
+        per = [f"{k}={v}" for k, v in vars(self.granularity).items() if v is not None]
+        return ", ".join([f"bits={self.bits}", *grid, *kind, *per, self._stage])

@@ -2,7 +2,7 @@
 
 A wide range clips nothing and rounds coarsely; a narrow one rounds finely and clips. An estimator
 looks at data and answers (low, high), one pair per tensor, channel or group, in the shape that
-``minq.affine.scale_shape`` names; ``minq.affine.scale_zero_point`` turns the pair into a grid.
+``minq.granularity`` names; ``minq.affine.scale_zero_point`` turns the pair into a grid.
 
     =================  =======================================================  ================
     ``min_max``        all of it                                                eq. (14), (15)
@@ -22,25 +22,15 @@ NumPy arrays and torch tensors are answered in kind, half floats in float32, wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
-from array_api_compat import is_numpy_array, is_torch_array
+from array_api_compat import is_torch_array
 
-from minq._checks import (
-    Array,
-    as_float,
-    check_axis,
-    check_count,
-    clamp,
-    compute_dtype,
-    like,
-    namespace,
-)
-from minq.affine import integer_grid, scale_shape, scale_zero_point
-
-Range = tuple[Array, Array]
+from minq._checks import Array, as_float, check_count, clamp, compute_dtype, like, namespace
+from minq.granularity import Granularity
+from minq.grid import integer_grid
+from minq.range_search import Range, search, solve_noise_model, squared_error
 
 # --- What is seen: eq. (14), (15) and percentiles -------------------------------------------------
 
@@ -57,7 +47,7 @@ def min_max(x: Array, *, axis: int | None = None, group: int | None = None) -> R
     Raises TypeError or ValueError for NaN, infinite, empty or integer data, and for an axis or a
     group that does not fit.
     """
-    return _per_row(_row_min_max, x, axis, group)
+    return _per_row(_row_min_max, x, Granularity(axis, group))
 
 
 def _row_min_max(x: Array) -> Range:
@@ -100,7 +90,7 @@ def percentile(
         cut = (100 - percent) / 200 * last
         return at(cut), at(last - cut)
 
-    return _per_row(estimate, x, axis, group)
+    return _per_row(estimate, x, Granularity(axis, group))
 
 
 # --- The range that loses least: eq. (16) ---------------------------------------------------------
@@ -111,7 +101,7 @@ def mse(
     bits: int = 8,
     *,
     signed: bool = False,
-    restricted: bool = False,
+    narrow_range: bool = False,
     symmetric: bool = False,
     axis: int | None = None,
     group: int | None = None,
@@ -129,7 +119,7 @@ def mse(
 
     The answer is never worse than min-max, which is among the candidates.
 
-    x: float, any shape. ``bits``, ``signed``, ``restricted`` and ``symmetric`` name the grid, as
+    x: float, any shape. ``bits``, ``signed``, ``narrow_range`` and ``symmetric`` name the grid, as
     for ``scale_zero_point``. Returns low <= 0 <= high of ``scale_shape(x.shape, axis, group)``.
 
     >>> x = np.random.default_rng(0).standard_normal(10_000)
@@ -140,93 +130,16 @@ def mse(
     Raises as ``min_max`` and ``scale_zero_point`` do: negative data do not fit the unsigned
     symmetric grid.
     """
-    n, p = integer_grid(bits, signed=signed, restricted=restricted)
-    grid: dict[str, Any] = dict(
-        bits=bits, signed=signed, restricted=restricted, symmetric=symmetric
-    )
+    grid = integer_grid(bits, signed=signed, narrow_range=narrow_range)
 
     def estimate(rows: Array) -> Range:
-        low, high = _row_min_max(rows)
-        widest, _ = scale_zero_point(low, high, **grid)
-        starts = [(low, high), _solve_noise_model(rows, widest, n, p, symmetric)]
-        return _search(lambda s, z: _squared_error(rows, s, z, n, p), starts, n, p, grid)
+        ends = _row_min_max(rows)
+        starts = [ends, solve_noise_model(rows, ends, grid, symmetric=symmetric)]
+        cost = lambda scale, zero_point: squared_error(rows, scale, zero_point, grid)  # noqa: E731
+        return search(cost, starts, grid, symmetric=symmetric)
 
     with np.errstate(over="ignore", invalid="ignore"):  # a candidate that overflows only loses
-        return _per_row(estimate, x, axis, group)
-
-
-def _squared_error(x: Array, scale: Array, zero_point: Array, n: int, p: int) -> Array:
-    """||V - V_hat||^2 / scale^2 of each row: eq. (16) in units of the step."""
-    xp = namespace(x)
-    per_step = 1 / scale
-    total = xp.astype(xp.zeros_like(scale), xp.float64)
-    moved = bool(xp.any(zero_point != 0))  # on a symmetric grid there is nothing to add
-    for i, j in _blocks(x):
-        u = x[i, j] * per_step[i]
-        if moved:
-            u += zero_point[i]
-        error = xp.round(u)
-        error = clamp(error, n, p, out=error)
-        error -= u  # eq. (16), before the sum of squares
-        total[i] += xp.astype(xp.vecdot(error, error), xp.float64)[:, None]
-    return total
-
-
-def _solve_noise_model(x: Array, widest: Array, n: int, p: int, symmetric: bool) -> Range:
-    """Minimise the model of eq. (16), in which rounding adds s^2 / 12 to each of N values,
-
-        E(low, high) = sum (low - x)_+^2 + sum (x - high)_+^2 + N s^2 / 12,
-
-    where (t)_+ is t above 0 and 0 below, and s is (high - low) / (p - n), or, if symmetric,
-    low = n s and high = p s. E is convex and quadratic in pieces, so Newton's method on the zero
-    of its derivative takes a few steps. ``widest`` is the step of min-max.
-
-    Long rows are thinned to a sample first; what the sample answers is the start for all values.
-    """
-    xp = namespace(x)
-    sample = x[:, :: max(1, x.shape[1] // _BLOCK)]
-    # A little inside the optimum of a Gaussian: from there, Newton's steps never go too far.
-    start = (1 + math.log2(p - n) / 3) * xp.mean(xp.abs(sample), axis=1, keepdims=True)
-    if symmetric:
-        scale = xp.minimum(start / p, widest)
-        low, high = n * scale, p * scale
-    else:
-        smallest, largest = _row_min_max(x)
-        smallest, largest = clamp(smallest, high=0.0), clamp(largest, low=0.0)
-        low, high = xp.maximum(-start, smallest), xp.minimum(start, largest)
-    for rows in (sample, x) if sample.shape != x.shape else (x,):
-        for _ in range(12):
-            width, rounding = high - low, rows.shape[1] / 12
-            below, cut_below = _tail(rows, low, -1)
-            above, cut_above = _tail(rows, high, 1)
-            # Newton: minus half of dE/ds, or of dE/dlow and dE/dhigh, over half its derivative.
-            # From where nothing is cut off it falls to 0, and climbs again.
-            if symmetric:
-                slope = p * cut_above - n * cut_below - rounding * scale
-                step = slope / (p * p * above + n * n * below + rounding)
-                scale = xp.minimum(clamp(scale + step, low=0.0), widest)
-                low, high = n * scale, p * scale
-            else:
-                rounding = rounding / (p - n) ** 2
-                out_low = (cut_below - rounding * width) / (below + rounding)
-                out_high = (cut_above - rounding * width) / (above + rounding)
-                low = xp.maximum(clamp(low - out_low, high=0.0), smallest)
-                high = xp.minimum(clamp(high + out_high, low=0.0), largest)
-            if not bool(xp.any(xp.abs(high - low - width) > 0.01 * width)):
-                break
-    return low, high
-
-
-def _tail(x: Array, end: Array, side: int) -> tuple[Array, Array]:
-    """The values of each row beyond ``end``: how many, and the sum of what is cut off them."""
-    xp = namespace(x)
-    count, cut = xp.zeros_like(end), xp.zeros_like(end)
-    for i, j in _blocks(x):
-        excess = x[i, j] - end[i] if side > 0 else end[i] - x[i, j]
-        beyond = xp.astype(excess > 0, x.dtype)  # 1 beyond the end, else 0
-        count[i] += xp.vecdot(beyond, beyond)[:, None]
-        cut[i] += xp.vecdot(beyond, excess)[:, None]
-    return count, cut
+        return _per_row(estimate, x, Granularity(axis, group))
 
 
 # --- The range that keeps a classifier's answers: eq. (17) ----------------------------------------
@@ -237,7 +150,7 @@ def cross_entropy(
     bits: int = 8,
     *,
     signed: bool = False,
-    restricted: bool = False,
+    narrow_range: bool = False,
     symmetric: bool = False,
 ) -> Range:
     """The range for a last layer: argmin H(softmax(v), softmax(v_hat(q_min, q_max))), eq. (17).
@@ -261,10 +174,7 @@ def cross_entropy(
             f"{tuple(logits.shape)}; reshape them"
         )
     classes = logits.shape[1]
-    n, p = integer_grid(bits, signed=signed, restricted=restricted)
-    grid: dict[str, Any] = dict(
-        bits=bits, signed=signed, restricted=restricted, symmetric=symmetric
-    )
+    grid = integer_grid(bits, signed=signed, narrow_range=narrow_range)
 
     def estimate(row: Array) -> Range:
         xp = namespace(row)
@@ -272,8 +182,7 @@ def cross_entropy(
         target = xp.exp(_log_softmax(v))
 
         def loss(scale: Array, zero_point: Array) -> Array:
-            v_int = clamp(xp.round(v / scale) + zero_point, n, p)
-            v_hat = scale * (v_int - zero_point)
+            v_hat = grid.fake_quantize(v, scale, zero_point)
             # H(a, b) = H(a) + the divergence of b from a; only the last one can be made smaller.
             terms = target * _log_softmax(v_hat)
             return -xp.sum(xp.astype(terms, xp.float64), keepdims=True)  # eq. (17)
@@ -284,10 +193,10 @@ def cross_entropy(
             starts = [(low * a, high * a) for a in _shrink(12)]
         else:
             starts = [(low * a, high * b) for a in (*_shrink(3), 0.0) for b in _shrink(3)]
-        return _search(loss, starts, n, p, grid, relative=False)
+        return search(loss, starts, grid, symmetric=symmetric, relative=False)
 
     with np.errstate(over="ignore", invalid="ignore"):
-        return _per_row(estimate, logits, None, None)
+        return _per_row(estimate, logits, Granularity())
 
 
 def _shrink(parts: int) -> list[float]:
@@ -422,110 +331,22 @@ def grouped(
     return low, high
 
 
-# --- The search of eq. (16) and (17) --------------------------------------------------------------
-
-# How far a round of the search reaches, as a share of the step; about a third of the one before.
-_ROUNDS = (0.25, 0.08, 0.025, 0.008)
+# --- Rows -----------------------------------------------------------------------------------------
 
 
-def _search(
-    cost: Callable[[Array, Array], Array],
-    starts: list[Range],
-    n: int,
-    p: int,
-    grid: dict,
-    relative: bool = True,
-) -> Range:
-    """The cheapest range of each row, among ``starts`` and what lies around the best of them.
-
-    cost(scale, zero_point): (rows, 1) to (rows, 1); in units of scale^2 where ``relative``. The
-    first start wins ties, so that the answer is never worse than it.
-    """
-    unit, _ = scale_zero_point(*starts[0], **grid)  # of all squares, so that none can overflow
-    xp, dtype = namespace(unit), unit.dtype
-    best: list[Array] = []
-
-    def offer(scale: Array, zero_point: Array, low: Array, high: Array) -> None:
-        price = cost(scale, zero_point)
-        if relative:
-            price = price * xp.astype(scale / unit, xp.float64) ** 2
-        candidate = [price, scale, zero_point, low, high]
-        if best:
-            better = (price < best[0]) & xp.isfinite(high - low)
-            pairs = zip(candidate, best, strict=True)
-            candidate = [xp.where(better, new, old) for new, old in pairs]
-        best[:] = candidate
-
-    def offer_grid(scale: Array, zero_point: Array) -> None:
-        offer(scale, zero_point, scale * (n - zero_point), scale * (p - zero_point))
-
-    for low, high in starts:
-        scale, zero_point = scale_zero_point(low, high, **grid)
-        low, high = clamp(low, high=0.0), clamp(high, low=0.0)
-        offer(scale, xp.astype(zero_point, dtype), low, high)
-    for reach in _ROUNDS:
-        _, scale, zero_point, _, _ = best
-        for share in (-1, -0.5, 0.5, 1):
-            offer_grid(scale * (1 + share * reach), zero_point)  # the step
-        if grid["symmetric"]:
-            continue
-        _, scale, zero_point, _, _ = best
-        far = math.ceil(reach / 4 * (p - n))
-        for k in (-far, far):
-            offer_grid(scale, clamp(zero_point + k, n, p))  # the place
-    return best[3], best[4]
-
-
-# --- Rows and blocks ------------------------------------------------------------------------------
-
-_BLOCK = 2**17
-"""Values worked on at a time: as many as stay in a core's cache between two operations."""
-
-
-def _per_row(
-    estimate: Callable[[Array], Range], x: Array, axis: int | None, group: int | None
-) -> Range:
-    """Run ``estimate``, (rows, values) to (rows, 1) twice, on x seen as channels or groups."""
+def _per_row(estimate: Callable[[Array], Range], x: Array, granularity: Granularity) -> Range:
+    """Run ``estimate``, (rows, values) to (rows, 1) twice, on the rows that share a scale."""
     x = as_float(x)
-    shape = scale_shape(tuple(x.shape), axis, group)
-    xp = given = namespace(x)
-    x = xp.astype(x, compute_dtype(x), copy=False)
-    if is_torch_array(x):
-        x = x.detach()
-        if x.device.type == "cpu":  # NumPy works on the same memory
-            x = x.numpy()
-            xp = namespace(x)
-    if axis is None:
-        rows = xp.reshape(x, (1, -1))
-    else:
-        axis = check_axis(axis, len(x.shape))
-        rows = xp.reshape(xp.moveaxis(x, axis, 0), (x.shape[axis], -1))
-    if is_numpy_array(rows):
-        rows = np.ascontiguousarray(rows)  # the order of a sum must not depend on strides
-    if group is None:
-        parts = [estimate(rows)]
-    else:
-        whole = rows.shape[1] // group * group
-        parts = []
-        if whole:
-            parts.append(estimate(xp.reshape(rows[:, :whole], (-1, group))))
-        if whole < rows.shape[1]:
-            parts.append(estimate(rows[:, whole:]))
-    low, high = (
-        xp.reshape(xp.concat([xp.reshape(v, (rows.shape[0], -1)) for v in ends], axis=1), shape)
-        for ends in zip(*parts, strict=True)
-    )
+    granularity.scale_shape(x.shape)  # refuses an axis that x has not
+    given = namespace(x)
+    values = given.astype(x, compute_dtype(x), copy=False)
+    if is_torch_array(values):
+        values = values.detach()
+        if values.device.type == "cpu":  # NumPy works on the same memory
+            values = values.numpy()
+    parts = [estimate(rows) for rows in granularity.split(values)]
+    low, high = (granularity.join(list(ends), x.shape) for ends in zip(*parts, strict=True))
     return given.asarray(low), given.asarray(high)
-
-
-def _blocks(x: Array) -> Iterator[tuple[slice, slice]]:
-    """Cut (rows, values) into pieces of ``_BLOCK`` values; on an accelerator, all is one piece."""
-    rows, length = x.shape
-    block = _BLOCK if is_numpy_array(x) else rows * length
-    height = max(1, block // length)
-    for i in range(0, rows, height):
-        for j in range(0, length, block):
-            yield slice(i, i + height), slice(j, j + block)
 
 
 def _number(value: float, name: str) -> float:

@@ -22,50 +22,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minq.grid import Grid
+
 # --- The derivatives, element by element ----------------------------------------------------------
 
 
-def inside_grid(x: Tensor, scale: Tensor, zero_point: Tensor, n: int, p: int) -> Tensor:
-    """1 where x is rounded to a level of the grid, 0 where it is clipped; the dtype of x.
+def derivative_by_input(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
+    """d x_hat / d x: 1 where x is rounded to a level of the grid, 0 where it is clipped, eq. (37).
 
-    >>> inside_grid(torch.tensor([-2.0, 0.3, 9.0]), torch.tensor(0.5), torch.tensor(1.0), 0, 3)
+    Shapes that broadcast; the shape and dtype of x.
+
+    >>> x, grid = torch.tensor([-2.0, 0.3, 9.0]), Grid(0, 3)
+    >>> derivative_by_input(x, torch.tensor(0.5), torch.tensor(1.0), grid)
     tensor([0., 1., 0.])
     """
     u = torch.round(x / scale) + zero_point
-    return (u == u.clamp(n, p)).to(x.dtype)
+    return (u == grid.clamp(u)).to(x.dtype)  # eq. (37)
 
 
-def derivative_by_input(x: Tensor, scale: Tensor, zero_point: Tensor, n: int, p: int) -> Tensor:
-    """d x_hat / d x = 1 inside the grid, else 0: eq. (37). Shapes that broadcast; the shape of x.
-
-    >>> derivative_by_input(torch.tensor([-2.0, 0.3]), torch.tensor(0.5), torch.tensor(1.0), 0, 3)
-    tensor([0., 1.])
-    """
-    return inside_grid(x, scale, zero_point, n, p)
-
-
-def derivative_by_scale(x: Tensor, scale: Tensor, zero_point: Tensor, n: int, p: int) -> Tensor:
+def derivative_by_scale(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
     """d x_hat / d s = round(u) - u inside, n - z below, p - z above, u = x / s: eq. (38).
 
     >>> x = torch.tensor([-2.0, 0.2, 9.0])
-    >>> derivative_by_scale(x, torch.tensor(0.5), torch.tensor(1.0), 0, 3)
+    >>> derivative_by_scale(x, torch.tensor(0.5), torch.tensor(1.0), Grid(0, 3))
     tensor([-1.0000, -0.4000,  2.0000])
     """
-    u = x / scale
-    levels = (torch.round(u) + zero_point).clamp(n, p) - zero_point
-    return levels - u * inside_grid(x, scale, zero_point, n, p)
+    levels = grid.quantize(x, scale, zero_point) - zero_point
+    inside = derivative_by_input(x, scale, zero_point, grid)
+    return levels - x / scale * inside  # eq. (38)
 
 
-def derivative_by_zero_point(
-    x: Tensor, scale: Tensor, zero_point: Tensor, n: int, p: int
-) -> Tensor:
+def derivative_by_zero_point(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
     """d x_hat / d z = 0 inside, -s where x is clipped: eq. (39).
 
     >>> x = torch.tensor([-2.0, 0.2, 9.0])
-    >>> derivative_by_zero_point(x, torch.tensor(0.5), torch.tensor(1.0), 0, 3)
+    >>> derivative_by_zero_point(x, torch.tensor(0.5), torch.tensor(1.0), Grid(0, 3))
     tensor([-0.5000, -0.0000, -0.5000])
     """
-    return -scale * (1 - inside_grid(x, scale, zero_point, n, p))
+    return -scale * (1 - derivative_by_input(x, scale, zero_point, grid))  # eq. (39)
 
 
 # --- All of it in a few passes --------------------------------------------------------------------
@@ -79,11 +73,11 @@ class _FakeQuantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, scale, zero_point, n, p):
+    def forward(ctx, x, scale, zero_point, grid):
         u = torch.div(x, scale).round_()
         if zero_point is not None:
             u.add_(zero_point)
-        x_hat = u.clamp(n, p)  # eq. (4)
+        x_hat = u.clamp(*grid)  # eq. (4)
         inside = torch.eq(u, x_hat, out=u) if any(ctx.needs_input_grad) else None
         if zero_point is not None:
             x_hat.sub_(zero_point)
@@ -102,7 +96,7 @@ class _FakeQuantize(torch.autograd.Function):
             g_scale = _sum_of_products(g, error, scale).div_(scale)
         if by_zero_point:  # eq. (39): what does not go through to x
             g_zero_point = (_sum(g_x, scale) - _sum(g, scale)) * scale
-        return g_x if by_x else None, g_scale, g_zero_point, None, None
+        return g_x if by_x else None, g_scale, g_zero_point, None
 
 
 def _sum(x: Tensor, like: Tensor) -> Tensor:
@@ -125,7 +119,7 @@ def _is_dense(x: Tensor) -> bool:
 
 
 def fake_quantize_trained(
-    x: Tensor, scale: Tensor, zero_point: Tensor | None, n: int, p: int
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid
 ) -> Tensor:
     """``fake_quantize`` with the straight-through gradients of eq. (37) to (39), and no checks.
 
@@ -134,11 +128,11 @@ def fake_quantize_trained(
     ``fake_quantize``, bit for bit (without a zero-point, a zero keeps the sign of x).
 
     >>> s = torch.tensor(0.5, requires_grad=True)
-    >>> fake_quantize_trained(torch.tensor([0.2, 9.0]), s, None, 0, 3).sum().backward()
+    >>> fake_quantize_trained(torch.tensor([0.2, 9.0]), s, None, Grid(0, 3)).sum().backward()
     >>> s.grad  # (0 - 0.4) + 3
     tensor(2.6000)
     """
-    return _FakeQuantize.apply(x, scale, zero_point, n, p)
+    return _FakeQuantize.apply(x, scale, zero_point, grid)
 
 
 class _Clamp(torch.autograd.Function):

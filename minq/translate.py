@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .affine import integer_grid, quantize, round_half_even
+from .affine import quantize
+from .grid import integer_grid, round_half_even
 from .intmath import fixed_point_multiplier
 
 
@@ -128,7 +129,7 @@ def from_torch(scale: float, zero_point: int, quant_min: int, quant_max: int) ->
     bits, signed = (quant_max - quant_min).bit_length(), quant_min < 0
     if integer_grid(bits, signed=signed) != (quant_min, quant_max):
         raise ValueError(
-            f"{quant_min} to {quant_max} is no full grid; a restricted one has to be kept apart"
+            f"{quant_min} to {quant_max} is no full grid; a narrow range has to be kept apart"
         )
     return _checked(scale, zero_point, bits, signed)
 

@@ -19,7 +19,7 @@ def levels(q, x):
     for name, quantizer in activation_quantizers(gm).items():
 
         def look(module, _, y, name=name):
-            scale, zero_point = module.grid()
+            scale, zero_point = module.scale_zero_point()
             found[name] = torch.round(y / scale) + zero_point
 
         quantizer.register_forward_hook(look)

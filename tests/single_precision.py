@@ -53,8 +53,8 @@ class Forced(fx.Interpreter):
 
     def _force(self, n: fx.Node, y: Tensor) -> Tensor:
         quantizer, x = self.fetch_attr(n.target), n.args[0]
-        scale, zero_point = quantizer.grid()
-        exact = (self.env[x] / scale + zero_point).clamp(quantizer.n, quantizer.p)
+        scale, zero_point = quantizer.scale_zero_point()
+        exact = (self.env[x] / scale + zero_point).clamp(*quantizer.grid)
         levels = 2.0**quantizer.bits
         error = U * (self.errors[x] / float(scale.min()) + FEW * levels)
         away = float((self.integers[n.target] - exact).abs().max())

@@ -15,17 +15,15 @@ from minq.affine import (
     dequantize,
     fake_quantize,
     grid_limits,
-    integer_grid,
     quantize,
-    round_half_even,
-    round_straight_through,
-    scale_shape,
     scale_zero_point,
     sqnr,
 )
+from minq.granularity import Granularity
+from minq.grid import integer_grid, round_half_even, round_straight_through
 
 GRIDS = [
-    dict(bits=b, signed=s, restricted=r)
+    dict(bits=b, signed=s, narrow_range=r)
     for b in (2, 3, 4, 8, 16)
     for s, r in ((False, False), (True, False), (True, True))
 ] + [dict(bits=1)]
@@ -123,7 +121,7 @@ def onnx_round_trip(x, scale, zero_point, axis):
 def test_agrees_with_onnx_runtime_bit_for_bit(signed, dtype, bits, axis):
     rng = np.random.default_rng(3)
     x = rng.standard_normal((7, 300)).astype(np.float32)
-    shape = scale_shape(x.shape, axis)
+    shape = Granularity(axis).scale_shape(x.shape)
     low, high = (-rng.uniform(0.5, 3, shape), rng.uniform(0.5, 3, shape))
     low, high = low.astype(np.float32), high.astype(np.float32)
     scale, zero_point = scale_zero_point(low, high, bits, signed=signed)
@@ -206,7 +204,7 @@ def test_torch_and_numpy_agree_bit_for_bit(x, grid, dtype):
     data=st.data(),
 )
 def test_granularity_is_a_loop_over_pieces(x, axis, group, data):
-    shape = scale_shape(x.shape, axis, group)
+    shape = Granularity(axis, group).scale_shape(x.shape)
     scale = data.draw(arrays(np.float32, shape, elements=st.floats(2**-10, 2**5, width=32)))
     zero_point = data.draw(arrays(np.int32, shape, elements=st.integers(0, 15)))
     whole = quantize(x, scale, zero_point, bits=4, axis=axis, group=group)
@@ -330,7 +328,7 @@ def test_smallest_range_has_a_positive_scale():
 def test_signed_symmetric_scale_uses_the_extra_negative_level():
     scale, _ = scale_zero_point(-1.0, 0.5, bits=3, signed=True, symmetric=True)
     assert float(scale) == 0.25  # 4 levels below zero
-    scale, _ = scale_zero_point(-1.0, 0.5, bits=3, signed=True, restricted=True, symmetric=True)
+    scale, _ = scale_zero_point(-1.0, 0.5, bits=3, signed=True, narrow_range=True, symmetric=True)
     assert float(scale) == 1 / 3
 
 
@@ -355,7 +353,7 @@ BAD = [
     (lambda: integer_grid(8.0), TypeError, "whole number"),
     (lambda: integer_grid(True), TypeError, "whole number"),
     (lambda: integer_grid(1, signed=True), ValueError, "no positive level"),
-    (lambda: integer_grid(8, restricted=True), ValueError, "signed=True"),
+    (lambda: integer_grid(8, narrow_range=True), ValueError, "signed=True"),
     (lambda: quantize([1.0, np.nan], 0.5), ValueError, "1 NaN or infinite value among 2"),
     (lambda: quantize(torch.tensor([np.inf]), 0.5), ValueError, "nan_to_num"),
     (lambda: quantize([], 0.5), ValueError, "empty"),

@@ -17,7 +17,7 @@ from networks import NETWORKS, Attention, Lambda, captured, network, noise, sett
 from torch import nn
 
 import minq
-from minq import mac, zoo
+from minq import Granularity, mac, zoo
 from minq.deploy import kernels, simulation
 from minq.deploy.normalize import LayerNorm, Softmax, divide_half_even, integer_sqrt
 from minq.simulate import activation_quantizers, quantizers, weight_quantizers
@@ -80,7 +80,7 @@ def test_what_single_precision_gets_wrong_lies_next_to_ties():
     q = quantized(zoo_graph("mobilenet_v2"), zoo.calibration_set("mobilenet_v2", 32))
     net, single = minq.to_integer(q), simulation(q).float()
     first = "stem.2.quantizer"
-    scale, zero_point = quantizers(single)[first].grid()
+    scale, zero_point = quantizers(single)[first].scale_zero_point()
     seen = []
     quantizers(single)[first].register_forward_hook(lambda m, _, y: seen.append(y))
     with torch.no_grad():
@@ -331,7 +331,7 @@ def test_a_layer_is_an_exact_sum_with_the_zero_point_in_the_bias(k, zero, seed):
 def test_padding_stands_for_zero():
     """A convolution of ones over a padded border sees z_x there, which means 0."""
     q = quantized(Lambda(lambda m, x: m.c(x), c=nn.Conv2d(1, 1, 3, padding=1)), noise(4, 1, 5, 5))
-    assert next(iter(activation_quantizers(q).values())).grid()[1] > 50
+    assert next(iter(activation_quantizers(q).values())).scale_zero_point()[1] > 50
     assert_same(q, noise(4, 1, 5, 5))
 
 
@@ -442,7 +442,7 @@ def test_activations_with_a_scale_for_each_channel_are_refused():
     q = quantized(network("conv3d")[0], noise(4, 2, 4, 5, 5))
     name, quantizer = next(iter(activation_quantizers(q).items()))
     quantizer.scale.data = torch.full((2,), 0.1)
-    quantizer.zero_point.data, quantizer.axis = torch.zeros(2), 1
+    quantizer.zero_point.data, quantizer.granularity = torch.zeros(2), Granularity(1)
     with pytest.raises(ValueError, match=f"{name} has 2 scales"):
         minq.to_integer(q)
 

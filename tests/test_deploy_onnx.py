@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
 import minq
-from minq import affine, graph, zoo
+from minq import affine, graph, integer_grid, zoo
 from minq.batches import flat
 from minq.deploy import sealed
 from minq.deploy.onnx import fused, load, to_onnx
@@ -182,7 +182,8 @@ def test_grids_of_all_widths(name, toy, tmp_path):
     path = to_onnx(q, tmp_path / "q.onnx")
     integers = check(q, path, noise(3, 3, 8, 8, seed=5))
     for key, quantizer in activation_quantizers(q).items():
-        assert quantizer.n <= integers[key].min() and integers[key].max() <= quantizer.p
+        n, p = quantizer.grid
+        assert n <= integers[key].min() and integers[key].max() <= p
     setting = {"weights": 8, "activations": 8} | SETTINGS[name]
     if max(setting["weights"], setting["activations"]) <= 8:
         assert kernels(path) == {QCONV: 2, QGEMM: 1}
@@ -192,13 +193,13 @@ def test_grids_of_all_widths(name, toy, tmp_path):
     assert stored.data_type == getattr(onnx.TensorProto, kind)
 
 
-@pytest.mark.parametrize("change", ["power of two", "restricted"])
+@pytest.mark.parametrize("change", ["power of two", "narrow range"])
 def test_other_grids(change, toy, tmp_path):
     q = ptq(toy, noise(64, 3, 8, 8), rounding="nearest", progress=False)
     for quantizer in quantizers(q).values():
         quantizer.power_of_two = change == "power of two"
-        if change == "restricted" and quantizer.signed:
-            quantizer.restricted, quantizer.n = True, -quantizer.p
+        if change == "narrow range" and quantizer.grid.signed:
+            quantizer.grid = integer_grid(quantizer.bits, signed=True, narrow_range=True)
         quantizer.set_range(quantizer.low, quantizer.high)
     check(q, to_onnx(q, tmp_path / "q.onnx"), noise(3, 3, 8, 8, seed=5))
 
@@ -219,7 +220,8 @@ def test_the_bound_finds_a_sum_that_is_an_eighth_of_a_step_off(steps, toy, tmp_p
     path, x = to_onnx(q, tmp_path / "q.onnx"), noise(9, 3, 8, 8, seed=5)
     check(q, path, x)
     s_x, s_w, s_y = (
-        float(q.get_submodule(f"{k}quantizer").grid()[0]) for k in ("3.", "5.weight_", "5.")
+        float(q.get_submodule(f"{k}quantizer").scale_zero_point()[0])
+        for k in ("3.", "5.weight_", "5.")
     )
     (name,) = (
         v.name for v in onnx.load(path).graph.initializer
@@ -233,7 +235,7 @@ def test_the_bound_finds_a_sum_that_is_an_eighth_of_a_step_off(steps, toy, tmp_p
 def test_a_bias_is_the_nearest_integer(toy, tmp_path):
     """Also where a product of scales, rounded to single precision, would lead to another one."""
     q = ptq(toy, noise(64, 3, 8, 8), rounding="nearest", progress=False)
-    s_x, s_w = (q.get_submodule(f"{k}quantizer").grid()[0] for k in ("3.", "5.weight_"))
+    s_x, s_w = (q.get_submodule(f"{k}quantizer").scale_zero_point()[0] for k in ("3.", "5.weight_"))
     exact = Fraction(float(s_x)) * Fraction(float(s_w))
     ties = np.float32((np.arange(2**20, 2**20 + 5000) + 0.5) * float(exact))
     nearest = np.array([round(Fraction(float(b)) / exact) for b in ties])

@@ -191,7 +191,7 @@ def test_two_grids_in_a_row_are_both_used(tmp_path):
     path = to_onnx(q, tmp_path / "q.onnx")
     assert fused(path)["QuantizeLinear"] == 2
     with torch.no_grad():
-        step = float(q.get_submodule("0.quantizer").grid()[0])
+        step = float(q.get_submodule("0.quantizer").scale_zero_point()[0])
         for level in LEVELS.values():
             off = (answers_of(path, x, level) - q(x)).abs()
             assert (off > step / 2).float().mean() < 0.02  # ties of three roundings

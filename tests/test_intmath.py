@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minq import intmath
-from minq.affine import integer_grid, quantize
+from minq.affine import quantize
+from minq.grid import integer_grid
 from minq.intmath import (
     fixed_point_multiplier,
     fold_zero_points,

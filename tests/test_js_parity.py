@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import minq.widgets
-from minq import affine
+from minq import affine, integer_grid
 
 FOLDER = Path(minq.widgets.__file__).parent
 # In JavaScript: call f on each case, and flatten all the results into one list of doubles.
@@ -34,13 +34,18 @@ PAGE = """async ([source, cases]) => {
 }"""
 
 
+def as_json(cases):
+    """The cases as text, with options by their names in JavaScript."""
+    return json.dumps(cases).replace("narrow_range", "narrowRange")
+
+
 def in_node(function, cases, folder):
     (folder / "package.json").write_text('{"type": "module"}')
     shutil.copy(FOLDER / "quantize.js", folder)
     script = NODE.replace("FLATTEN", FLATTEN).replace("FUNCTION", function)
     (folder / "run.js").write_text(script.replace("MODULE", "quantize.js"))
     done = subprocess.run(
-        ["node", folder / "run.js"], input=json.dumps(cases).encode(), capture_output=True
+        ["node", folder / "run.js"], input=as_json(cases).encode(), capture_output=True
     )
     assert done.returncode == 0, done.stderr.decode()
     return np.frombuffer(done.stdout)
@@ -56,7 +61,7 @@ def in_browser(function, cases):
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         source = (FOLDER / "quantize.js").read_text("utf-8")
         script = PAGE.replace("FLATTEN", FLATTEN).replace("FUNCTION", function)
-        raw = browser.new_page().evaluate(script, [source, json.dumps(cases)])
+        raw = browser.new_page().evaluate(script, [source, as_json(cases)])
         browser.close()
     return np.frombuffer(base64.b64decode(raw))
 
@@ -112,7 +117,7 @@ EXTREMES += [
     1e300,
 ]
 
-KINDS = [dict(), dict(signed=True), dict(signed=True, restricted=True)]
+KINDS = [dict(), dict(signed=True), dict(signed=True, narrow_range=True)]
 GRIDS = [(b, k) for b in range(1, 17) for k in KINDS if not (b == 1 and k)]
 
 
@@ -133,7 +138,7 @@ def quantize_cases():
     for (bits, kind), scale in product(
         GRIDS, [0.1, 0.25, 1.0, 3e-7, 2.0**-30, float(rng.lognormal())]
     ):
-        n, p = affine.integer_grid(bits, **kind)
+        n, p = integer_grid(bits, **kind)
         zero_point = int(rng.integers(n, p + 1))
         cases += [(x, scale, zero_point, bits, kind) for x in values(rng, scale, zero_point, n, p)]
     return cases
@@ -218,13 +223,9 @@ def test_scale_and_zero_point(run):
 
 
 def test_grids_and_limits(run):
-    cases = [
-        (0.3, z, bits, kind) for bits, kind in GRIDS for z in affine.integer_grid(bits, **kind)
-    ]
+    cases = [(0.3, z, bits, kind) for bits, kind in GRIDS for z in integer_grid(bits, **kind)]
     got = run("(s, z, b, k) => [...m.integerGrid(b, k), ...m.gridLimits(s, z, b, k)]", cases)
-    python = [
-        [*affine.integer_grid(b, **k), *affine.grid_limits(s, z, b, **k)] for s, z, b, k in cases
-    ]
+    python = [[*integer_grid(b, **k), *affine.grid_limits(s, z, b, **k)] for s, z, b, k in cases]
     assert (got == np.ravel(python)).all()
 
 
@@ -242,7 +243,7 @@ def test_errors_of_a_whole_tensor(run):
             e.mse, e.sqnr, m.mse(x, hat), m.sqnr(x, hat)]; }"""
     got = run(function, cases).reshape(len(cases), 7)
     for (x, scale, zero_point, bits, kind), row in zip(cases, got, strict=True):
-        x, (n, p) = np.array(x), affine.integer_grid(bits, **kind)
+        x, (n, p) = np.array(x), integer_grid(bits, **kind)
         x_hat = affine.fake_quantize(x, scale, zero_point, bits, **kind)
         wide = np.rint(x / scale) + zero_point
         clipped, squares = (wide < n) | (wide > p), (x - x_hat) ** 2
@@ -266,7 +267,7 @@ def test_errors_of_a_whole_tensor(run):
         "m.integerGrid(2.5)",
         "m.integerGrid(NaN)",
         "m.integerGrid(1, { signed: true })",
-        "m.integerGrid(4, { restricted: true })",
+        "m.integerGrid(4, { narrowRange: true })",
         "m.scaleZeroPoint(1, -1, 8)",
         "m.scaleZeroPoint(NaN, 1, 8)",
         "m.scaleZeroPoint(-1, 1, 8, { symmetric: true })",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minq import mac
-from minq.affine import integer_grid
+from minq.grid import integer_grid
 from minq.mac import (
     MacArray,
     accumulator_bits,

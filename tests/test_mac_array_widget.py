@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("anywidget")
 
-from minq import mac
+from minq import integer_grid, intmath, mac
 from minq.affine import scale_zero_point
 from minq.widgets import MacArray, base, mac_array
 
@@ -22,8 +22,13 @@ EXPORTS = (
 KINDS = {
     "signed": dict(signed=True),
     "unsigned": {},
-    "restricted": dict(signed=True, restricted=True),
+    "narrow": dict(signed=True, narrow_range=True),
 }
+
+
+def as_json(cases):
+    """The cases as text, with options by their names in JavaScript."""
+    return json.dumps(cases).replace("narrow_range", "narrowRange")
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +45,7 @@ def js(tmp_path_factory):
             'console.log(JSON.stringify(JSON.parse(readFileSync(0, "utf8")).map(c => f(m, c))));'
         )
         done = subprocess.run(
-            ["node", folder / "run.mjs"], input=json.dumps(cases), capture_output=True, text=True
+            ["node", folder / "run.mjs"], input=as_json(cases), capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -57,7 +62,7 @@ def js(tmp_path_factory):
                     const m = await import(URL.createObjectURL(blob)), f = FUNCTION;
                     return JSON.stringify(JSON.parse(cases).map(c => f(m, c)));
                 }""".replace("FUNCTION", function),
-                [source, json.dumps(cases)],
+                [source, as_json(cases)],
             )
             browser.close()
         return json.loads(answer)
@@ -156,14 +161,14 @@ def test_requantization_is_that_of_python(js):
     cases, expected = [], []
     for i, ratio in enumerate(ratios):
         bits, kind = int(rng.integers(2, 9)), list(KINDS.values())[i % 3]
-        low, high = mac.integer_grid(bits, **kind)
+        low, high = integer_grid(bits, **kind)
         zero_point = int(rng.integers(low, high + 1))
         near = rng.integers(-200, 200, 20) / max(ratio, 1e-12)  # where nothing is clamped
         acc = np.concatenate([extremes, rng.integers(-(2**31), 2**31, 10), near])
         acc = np.clip(acc, -(2**31), 2**31 - 1).astype(np.int64)
         cases.append([acc.tolist(), float(ratio), zero_point, bits, kind])
-        y = mac.requantize(acc, float(ratio), zero_point, bits, **kind)
-        expected.append([list(mac.fixed_point_multiplier(float(ratio))), y.tolist()])
+        y = intmath.requantize(acc, float(ratio), zero_point, bits, **kind)
+        expected.append([list(intmath.fixed_point_multiplier(float(ratio))), y.tolist()])
     got = js(
         """(m, [acc, ratio, z, bits, kind]) => {
             const pair = m.fixedPointMultiplier(ratio), grid = m.integerGrid(bits, kind);
@@ -224,7 +229,7 @@ def test_the_operands_stand_for_the_layer():
     assert (error <= bound).all() and error.max() > 0
     requantization = widget.requantization
     s_y = s_w * s_x / requantization["scale_ratio"]
-    y = mac.requantize(exact, **requantization)
+    y = intmath.requantize(exact, **requantization)
     hat = s_y * (y - requantization["zero_point"])
     assert np.abs(hat - s_w * s_x * exact).max() <= s_y  # half a step, and half at the ends
     assert y.min() == 0 and y.max() == 255, "the output grid covers the outputs, and no more"

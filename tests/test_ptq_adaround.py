@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import relu, relu6
 
-from minq.affine import fake_quantize, integer_grid, quantize
+from minq.affine import fake_quantize, quantize
+from minq.grid import Grid, integer_grid
 from minq.ptq.adaround import (
     adaround,
     adaround_gradient,
@@ -63,7 +64,7 @@ def test_close_to_the_best_of_all_roundings(activation, factor):
     found, exact = [], 0
     for seed in range(20):
         w, x, y, b, s = layer(seed, outputs=1, width=8)
-        got = adaround(w, x, y, s, bits=4, bias=b, activation=activation)
+        got = adaround(w, x, y, s, bias=b, activation=activation)
         error = reconstruction_error(got, x, y, b, activation)
         errors = [reconstruction_error(v, x, y, b, activation) for v in all_roundings(w, s, 4)]
         assert error >= min(errors) * (1 - 1e-5)  # it is one of them
@@ -80,7 +81,7 @@ def test_close_to_the_best_of_all_roundings(activation, factor):
 @pytest.mark.parametrize("groups", [1, 3])
 def test_better_than_nearest_and_within_one_step(method, groups, activation):
     w, x, y, b, s = layer(0, outputs=12, width=9, groups=groups, rows=256)
-    got = method(w, x, y, s, bits=4, bias=b, activation=activation)
+    got = method(w, x, y, s, bias=b, activation=activation)
     near = nearest(w, s, 4)
     errors = [reconstruction_error(v, x, y, b, activation) for v in (got, near)]
     assert errors[0] < 0.75 * errors[1]
@@ -100,7 +101,8 @@ def test_no_output_is_worse_than_nearest(method, seed, bits, relu_after, groups)
     activation = relu if relu_after else None
     w, x, y, b, s = layer(seed, outputs=4, width=3, groups=groups, rows=16)
     kind = {"bias": b, "activation": activation}
-    got, near = method(w, x, y, s, bits=bits, **kind), nearest(w, s, bits)
+    grid = integer_grid(bits, signed=True)
+    got, near = method(w, x, y, s, grid=grid, **kind), nearest(w, s, bits)
     f = activation or (lambda t: t)
     per_output = [
         (f(x @ v.reshape(groups, -1, 3).transpose(1, 2) + b.reshape(groups, 1, -1)) - f(y))
@@ -113,9 +115,9 @@ def test_no_output_is_worse_than_nearest(method, seed, bits, relu_after, groups)
 
 def test_a_group_is_a_layer_of_its_own():
     w, x, y, b, s = layer(1, outputs=6, width=70, groups=3, rows=200)
-    together = adaround(w, x, y, s, bits=4, bias=b, activation=relu)
+    together = adaround(w, x, y, s, bias=b, activation=relu)
     apart = [
-        adaround(w[k : k + 2], x[i], y[i], s[k : k + 2], bits=4, bias=b[k : k + 2], activation=relu)
+        adaround(w[k : k + 2], x[i], y[i], s[k : k + 2], bias=b[k : k + 2], activation=relu)
         for i, k in enumerate((0, 2, 4))
     ]
     assert (together != torch.cat(apart)).float().mean() < 0.02  # of equal choices in float32
@@ -124,8 +126,8 @@ def test_a_group_is_a_layer_of_its_own():
 def test_coordinate_descent_beats_gradient_descent():
     """On the same objective, and without its random numbers; the width needs several blocks."""
     w, x, y, b, s = layer(2, outputs=8, width=150, rows=1000)
-    fast = adaround(w, x, y, s, bits=4, bias=b)
-    slow = adaround_gradient(w, x, y, s, bits=4, bias=b, steps=500, lr=0.02)
+    fast = adaround(w, x, y, s, bias=b)
+    slow = adaround_gradient(w, x, y, s, bias=b, steps=500, lr=0.02)
     errors = [reconstruction_error(v, x, y, b) for v in (fast, slow, nearest(w, s, 4))]
     assert errors[0] < errors[1] < errors[2], errors
 
@@ -144,8 +146,8 @@ def test_asymmetric_target_makes_up_for_a_changed_input():
     """x is the quantized network's, y the full-precision one's: the error of x is answered too."""
     w, x, y, b, _ = layer(3, outputs=8, width=40, rows=500)
     s, x_hat = w.abs().amax(1) / 7, x * 1.04
-    aware = adaround(w, x_hat, y, s, bits=4, bias=b)
-    unaware = adaround(w, x, y, s, bits=4, bias=b)
+    aware = adaround(w, x_hat, y, s, bias=b)
+    unaware = adaround(w, x, y, s, bias=b)
     errors = [reconstruction_error(v, x_hat, y, b) for v in (aware, unaware)]
     assert errors[0] < 0.85 * errors[1], errors
 
@@ -173,7 +175,7 @@ def test_shapes_dtypes_and_zero_points(method):
     assert got.shape == kernel.shape and got.flatten(1).equal(method(w, x[0], y[0], s, bias=b))
     assert method(w.half(), x, y, s, bias=b).dtype == torch.float16
     # A signed grid and the unsigned one with zero-point 8 hold the same numbers.
-    shifted = method(w, x, y, s, torch.full((4,), 8), signed=False, bias=b)
+    shifted = method(w, x, y, s, torch.full((4,), 8), Grid(0, 15), bias=b)
     torch.testing.assert_close(shifted.reshape(kernel.shape), got)
     parameter = torch.nn.Parameter(kernel)
     step = torch.nn.Parameter(s[0])
@@ -194,18 +196,18 @@ def test_v_starts_at_the_weights(values, scale):
     w = torch.tensor(values, dtype=torch.float64)
     u = w / scale
     torch.testing.assert_close(rectified_sigmoid(initial_v(w, scale)), u - u.floor())
-    soft = soft_quantize(w, initial_v(w, scale), scale, bits=16)
+    soft = soft_quantize(w, initial_v(w, scale), scale, grid=integer_grid(16, signed=True))
     torch.testing.assert_close(soft, w.clamp(-(2**15) * scale, (2**15 - 1) * scale))
 
 
 def test_soft_quantize_ends_at_the_grid_and_stops_its_gradient_there():
     w = torch.tensor([[9.0, 0.3, -9.0]])
     v = torch.full((1, 3), 0.5, requires_grad=True)
-    soft = soft_quantize(w, v, torch.tensor([0.5]), bits=3, axis=0)
+    soft = soft_quantize(w, v, torch.tensor([0.5]), grid=Grid(-4, 3), axis=0)
     soft.sum().backward()
     assert soft[0, 0] == 1.5 and soft[0, 2] == -2.0
     assert v.grad[0, 0] == 0 == v.grad[0, 2] and v.grad[0, 1] > 0
-    hard = soft_quantize(w, torch.full((1, 3), 9.0), torch.tensor(0.5), 2, bits=3, signed=False)
+    hard = soft_quantize(w, torch.full((1, 3), 9.0), torch.tensor(0.5), 2, Grid(0, 7))
     assert (hard / 0.5 + 2).tolist() == [[7.0, 3.0, 0.0]]
 
 
@@ -225,7 +227,7 @@ def test_regularizer_and_its_exponent():
 def test_stochastic_rounding_is_right_on_average():
     w = torch.tensor([0.1, 0.25, -0.6, 0.5, 99.0])
     draws = 4000
-    many = stochastic_rounding(w.expand(draws, -1).contiguous(), torch.tensor(0.5), bits=4)
+    many = stochastic_rounding(w.expand(draws, -1).contiguous(), torch.tensor(0.5))
     share = (w / 0.5 - torch.floor(w / 0.5))[:4]
     # Five standard errors of a share of draws.
     bound = 5 * (share * (1 - share) / draws).sqrt() * 0.5 + 1e-6

@@ -9,6 +9,7 @@ import torch
 
 import minq
 from minq import fake_quantize, graph, ranges, scale_zero_point
+from minq.grid import Grid
 from minq.ptq.gptq import gptq
 from minq.simulate import weight_quantizers
 
@@ -49,7 +50,7 @@ def test_it_is_the_slow_algorithm(group):
     if group:
         of_each = scale.repeat_interleave(group, 1)[:, : w.shape[1]]
     want = optimal_brain_quantizer(w, x, of_each, 4, 0.01)
-    got = gptq(w, x, scale, bits=4, group=group)
+    got = gptq(w, x, scale, group=group)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
 
 
@@ -73,7 +74,7 @@ def test_it_beats_nearest_and_not_brute_force():
         ends = [sorted({float(b), float(min(b + scale[0], levels[-1]))}) for b in below]
         best = min(cost(torch.tensor([v])) for v in itertools.product(*ends))
         plain = cost(fake_quantize(w, scale, bits=2, signed=True, axis=0))
-        assert cost(gptq(w, x, scale, bits=2)) <= plain * 1.0001
+        assert cost(gptq(w, x, scale, grid=Grid(-2, 1))) <= plain * 1.0001
         assert best <= plain
 
 

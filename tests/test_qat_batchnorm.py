@@ -253,9 +253,9 @@ def test_a_kept_batch_norm_moves_into_the_scale(name, when):
     (node,) = graph.layers(gm).values()
     with torch.no_grad():
         module.weight[:3] = torch.tensor([0.0, -0.7, 1e-3])
-    grid = (q.n, q.p)
+    grid = q.grid
     rows = graph._turn(node, q.quantize(_weight(gm, key))).clone()
-    scale = q.grid()[0].detach().clone()
+    scale = q.scale_zero_point()[0].detach().clone()
     expected = gm(noise(8, *shape, seed=2)).detach()
     factor = (module.weight / (module.running_var + module.eps).sqrt()).detach()
     (qat.finish if when == "finished" else remove)(gm)
@@ -264,7 +264,7 @@ def test_a_kept_batch_norm_moves_into_the_scale(name, when):
     signs = factor.sign().int().reshape(-1, *[1] * (rows.ndim - 1))
     assert torch.equal(after, (rows * signs).clamp(*grid))
     size = torch.where(factor == 0, 1, factor.abs())
-    torch.testing.assert_close(q.grid()[0].detach(), scale * size, rtol=1e-5, atol=0)
+    torch.testing.assert_close(q.scale_zero_point()[0].detach(), scale * size, rtol=1e-5, atol=0)
     clipped = ((rows * signs).clamp(*grid) != rows * signs).flatten(1).any(1)
     assert not clipped[2:].any()  # only n, where the sign turns, has no counterpart
     keep = ~clipped

@@ -53,12 +53,13 @@ def test_what_is_trained(kind):
 @given(st.floats(-1000, 1000), st.sampled_from(KINDS))
 def test_a_logarithmic_scale_stays_positive_whatever_the_step(step, kind):
     q = made(kind, logarithmic=True)
-    before = q.grid()[0].detach()
+    before = q.scale_zero_point()[0].detach()
     with torch.no_grad():
         q.log2_scale += max(min(step, 100), -100)
-    scale, zero_point = q.grid()
+    scale, zero_point = q.scale_zero_point()
     assert (scale > 0).all() and scale.isfinite().all()
-    assert ((q.n <= zero_point) & (zero_point <= q.p)).all()
+    n, p = q.grid
+    assert ((n <= zero_point) & (zero_point <= p)).all()
     if not q.power_of_two:
         torch.testing.assert_close((scale / before).log2(), q.log2_scale - before.log2(), rtol=1e-3,
                                    atol=1e-3)  # fmt: skip
@@ -77,9 +78,9 @@ def test_brutal_training_stays_on_the_grid(optimizer):
             made_of.zero_grad()
             q(data(k)).square().mean().backward()
             made_of.step()
-            scale, zero_point = q.grid()
+            scale, zero_point = q.scale_zero_point()
             assert (scale > 0).all() and torch.equal(zero_point, zero_point.round())
-            assert zero_point.min() >= q.n and zero_point.max() <= q.p
+            assert torch.equal(zero_point, q.grid.clamp(zero_point))
 
 
 @pytest.mark.parametrize("kind", KINDS[:4], ids=str)
@@ -88,7 +89,7 @@ def test_a_scale_that_is_trained_to_below_zero_counts_as_its_size_and_goes_on(ki
     q, twin = made(kind), made(kind)
     with torch.no_grad():
         q.scale.mul_(-0.5), twin.scale.mul_(0.5)
-    equal(q.grid()[0], twin.grid()[0])
+    equal(q.scale_zero_point()[0], twin.scale_zero_point()[0])
     for x in (q, twin):
         x(data(1)).square().sum().backward()
     equal(q.scale.grad, -twin.scale.grad)
@@ -100,7 +101,7 @@ def test_a_scale_of_zero_is_left_again():
     """All is clipped to 0 there, and eq. (38) says p or n - z: descent makes the grid wider."""
     q = made(KINDS[1])
     q.scale.data.zero_()
-    assert q(data(1)).isfinite().all() and (q.grid()[0] > 0).all()
+    assert q(data(1)).isfinite().all() and (q.scale_zero_point()[0] > 0).all()
     (q(data(1)) - data(1)).square().sum().backward()
     assert (q.scale.grad < 0).all()
 
@@ -116,7 +117,7 @@ def test_a_linear_scale_below_zero_finds_the_grid_again(kind):
         optimizer.zero_grad()
         (q(x) - x).square().mean().backward()
         optimizer.step()
-    assert (q.grid()[0] > 0).all() and (q(x) - x).square().mean() < 2 * expected
+    assert (q.scale_zero_point()[0] > 0).all() and (q(x) - x).square().mean() < 2 * expected
 
 
 def test_a_power_of_two_stays_one_while_it_is_trained():
@@ -126,7 +127,7 @@ def test_a_power_of_two_stays_one_while_it_is_trained():
         optimizer.zero_grad()
         (q(0.05 * data(k))).sub(0.05 * data(k)).square().sum().backward()
         optimizer.step()
-        exponent = q.grid()[0].detach().log2()
+        exponent = q.scale_zero_point()[0].detach().log2()
         assert exponent == exponent.round()
         seen.add(float(exponent))
     assert len(seen) > 1  # it does move
@@ -139,7 +140,7 @@ def test_the_logarithm_has_the_gradient_of_the_chain_rule(seed, kind):
     """d s / d log2 s = s ln 2."""
     plain, logarithmic = made(kind, seed), made(kind, seed, logarithmic=True)
     with torch.no_grad():  # one grid, bit for bit
-        plain.scale.copy_(logarithmic.grid()[0])
+        plain.scale.copy_(logarithmic.scale_zero_point()[0])
     x, g = 2 * data(seed + 1), data(seed + 2)
     for q in (plain, logarithmic):
         q(x).backward(g)
@@ -157,7 +158,7 @@ def test_gradients_reach_a_real_zero_point(seed, z, logarithmic):
     """Rounded and clamped when used; eq. (39) goes through to where it is on the grid."""
     q = made(dict(bits=4), seed, logarithmic=logarithmic)
     q.zero_point.data.fill_(z)
-    s, whole = (v.detach() for v in q.grid())
+    s, whole = (v.detach() for v in q.scale_zero_point())
     assert whole == min(max(torch.tensor(z).round(), 0), 15)
     x, g = 2 * data(seed + 1), data(seed + 2)
     q(x).backward(g)
@@ -177,7 +178,9 @@ def test_normalize_divides_by_the_root_of_elements_times_levels(seed, kind, loga
     name = "log2_scale" if logarithmic else "scale"
     mine, theirs = (getattr(q, name).grad for q in (divided, plain))
     elements = x.numel() / plain.scale.numel()
-    torch.testing.assert_close(mine, theirs / (elements * plain.p) ** 0.5, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        mine, theirs / (elements * plain.grid.quant_max) ** 0.5, rtol=1e-5, atol=1e-7
+    )
     if not plain.symmetric:
         equal(divided.zero_point.grad, plain.zero_point.grad)
 
@@ -186,7 +189,7 @@ def test_eq_38_in_one_number():
     q = made(dict(bits=4, signed=True, symmetric=True))
     s, x = q.scale.detach().clone(), 2 * data(3)
     q(x).sum().backward()
-    expected = derivative_by_scale(x, s, torch.tensor(0.0), q.n, q.p).sum()
+    expected = derivative_by_scale(x, s, torch.tensor(0.0), q.grid).sum()
     torch.testing.assert_close(q.scale.grad, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -220,7 +223,7 @@ def test_state_dict_in_both_directions(kind, logarithmic, receiver):
     trained(other), trained(q)
     equal(other(data(3)), q(data(3)))
     for b in (q.freeze(), other.freeze()):
-        equal(b.scale, q.grid()[0])
+        equal(b.scale, q.scale_zero_point()[0])
     # And back: what is frozen now goes into one that learns, whose optimizer keeps its parameter.
     third = made(kind, 8, logarithmic=True)
     held = third.log2_scale
@@ -249,7 +252,7 @@ def test_a_state_without_this_quantizer_changes_nothing():
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_saving_and_leaving_write_the_scale(kind):
     q = trained(made(kind, logarithmic=True))
-    scale, zero_point = (v.detach().clone() for v in q.grid())
+    scale, zero_point = (v.detach().clone() for v in q.scale_zero_point())
     equal(q.state_dict()["scale"], scale)
     assert q.log2_scale is not None and q.stage == "learn"  # saving ends nothing
     y = q(data(3)).detach()
@@ -259,7 +262,7 @@ def test_saving_and_leaving_write_the_scale(kind):
     grid = {k: v for k, v in kind.items() if k not in ("symmetric", "power_of_two")}
     equal(y, fake_quantize(data(3), scale, zero_point, **grid))
     q.learn(logarithmic=True)
-    torch.testing.assert_close(q.grid()[0], scale, rtol=1e-6, atol=0)
+    torch.testing.assert_close(q.scale_zero_point()[0], scale, rtol=1e-6, atol=0)
     equal(q.forget_training().scale, scale)
     assert q.log2_scale is None and q.stage == "frozen"
 
@@ -297,4 +300,6 @@ def test_observing_after_learning_starts_again(kind):
     equal(q.freeze()(data(3)), expected.freeze()(data(3)))
     q.learn(logarithmic=True).set_range(q.low * 2, q.high * 2)
     expected.set_range(expected.low * 2, expected.high * 2)
-    torch.testing.assert_close(q.grid()[0], expected.grid()[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        q.scale_zero_point()[0], expected.scale_zero_point()[0], rtol=1e-6, atol=0
+    )

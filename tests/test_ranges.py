@@ -12,8 +12,11 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from minq import ranges
-from minq.affine import fake_quantize, integer_grid, scale_shape, scale_zero_point
+from minq import range_search, ranges
+from minq.affine import fake_quantize, scale_zero_point
+from minq.granularity import Granularity
+from minq.grid import Grid, integer_grid
+from minq.range_search import solve_noise_model
 from minq.ranges import batch_norm, cross_entropy, min_max, mse, percentile
 
 DRAW = {
@@ -22,15 +25,15 @@ DRAW = {
     "Student-t(3)": lambda rng, shape: rng.standard_t(3, shape),
 }
 GRIDS = [
-    dict(bits=b, signed=signed, restricted=restricted, symmetric=symmetric)
+    dict(bits=b, signed=signed, narrow_range=narrow, symmetric=symmetric)
     for b in (2, 3, 4, 8, 16)
-    for signed, restricted, symmetric in (
+    for signed, narrow, symmetric in (
         (False, False, False),
         (True, False, False),
         (True, False, True),
         (True, True, True),
     )
-] + [dict(bits=1, signed=False, restricted=False, symmetric=False)]
+] + [dict(bits=1, signed=False, narrow_range=False, symmetric=False)]
 
 finite = st.floats(-1e4, 1e4, width=32)
 matrices = arrays(np.float64, array_shapes(min_dims=2, max_dims=3, max_side=7), elements=finite)
@@ -60,7 +63,7 @@ def squared_error(x, low, high, *, axis=None, group=None, bits, symmetric, **gri
 @pytest.mark.parametrize("axis, group", [(None, None), (0, None), (-1, None), (1, 7), (None, 50)])
 def test_min_max_and_percentile_equal_numpy_on_every_piece(axis, group):
     x = normal(5, 4, 6)
-    shape = scale_shape(x.shape, axis, group)
+    shape = Granularity(axis, group).scale_shape(x.shape)
     pieces = list(rows_of(x, axis, group))
     low, high = min_max(x, axis=axis, group=group)
     assert low.shape == high.shape == shape and low.dtype == np.float32
@@ -149,11 +152,11 @@ def test_the_oracle_itself_agrees_with_the_definition():
 def test_mse_is_never_worse_than_min_max_and_holds_zero(x, grid, granularity):
     axis, group = granularity
     low, high = mse(x, axis=axis, group=group, **grid)
-    assert low.shape == high.shape == scale_shape(x.shape, axis, group)
+    assert low.shape == high.shape == Granularity(axis, group).scale_shape(x.shape)
     assert np.all(np.isfinite(low) & np.isfinite(high) & (low <= 0) & (high >= 0))
     scale, zero_point = scale_zero_point(low, high, **grid)
     widest = scale_zero_point(*min_max(x, axis=axis, group=group), **grid)
-    n, p = integer_grid(grid["bits"], signed=grid["signed"], restricted=grid["restricted"])
+    n, p = integer_grid(grid["bits"], signed=grid["signed"], narrow_range=grid["narrow_range"])
     steps = (np.ravel(v) for v in (scale, zero_point, *widest))
     for piece, s, z, s0, z0 in zip(rows_of(x, axis, group), *steps, strict=True):
         ours, reference = (
@@ -197,7 +200,7 @@ def test_mse_of_constants_and_zeros():
         low, high = mse(x, axis=0, **grid)
         assert low[0] == high[0] == 0
         scale, zero_point = scale_zero_point(low, high, **grid)
-        names = ("bits", "signed", "restricted")
+        names = ("bits", "signed", "narrow_range")
         x_hat = fake_quantize(x, scale, zero_point, axis=0, **{k: grid[k] for k in names})
         # a value at an end of the range is a level, up to the rounding of x / s times 2^bits
         atol = 7 * 2.0 ** (grid["bits"] - 23)
@@ -218,15 +221,15 @@ def test_mse_with_16_bits_finds_the_optimum_where_it_is_sharp():
     grid = dict(bits=16, signed=True, symmetric=True)
     x = normal(2**16).astype(np.float64)
     high = np.abs(x).max() * np.linspace(0.9, 1.01, 100)
-    best = min(squared_error(x, -a, a, restricted=False, **grid) for a in high)
-    ours = squared_error(x, *mse(x, **grid), restricted=False, **grid)
+    best = min(squared_error(x, -a, a, narrow_range=False, **grid) for a in high)
+    ours = squared_error(x, *mse(x, **grid), narrow_range=False, **grid)
     assert 10 * math.log10(ours / best) < 0.05
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_newton_solves_the_convex_model(bits, symmetric):
-    n, p = integer_grid(bits, signed=symmetric)
+    n, p = grid = integer_grid(bits, signed=symmetric)
     rng = np.random.default_rng(4)
     for x in (
         rng.standard_normal(4000),
@@ -241,9 +244,9 @@ def test_newton_solves_the_convex_model(bits, symmetric):
             cut = np.maximum(low - x, 0) + np.maximum(x - high, 0)
             return np.sum(cut**2) + x.size * step**2 / 12
 
-        ends = x.min(keepdims=True), x.max(keepdims=True)
-        widest, _ = scale_zero_point(*ends, bits, signed=symmetric, symmetric=symmetric)
-        low, high = ranges._solve_noise_model(x[None], widest[None], n, p, symmetric)
+        ends = np.array([[x.min()]]), np.array([[x.max()]])
+        widest, _ = grid.cover(*ends, symmetric=symmetric)
+        low, high = solve_noise_model(x[None], ends, grid, symmetric=symmetric)
         low, high = float(low[0, 0]), float(high[0, 0])
         if symmetric:
             ours = model(low, high, high / p)
@@ -284,7 +287,7 @@ def test_channels_and_groups_equal_a_loop_over_them(axis, group, symmetric):
     x = normal(6, 30, 7)
     low, high = mse(x, axis=axis, group=group, **grid)
     pieces = list(rows_of(x, axis, group))
-    assert low.shape == scale_shape(x.shape, axis, group) and low.size == len(pieces)
+    assert low.shape == Granularity(axis, group).scale_shape(x.shape) and low.size == len(pieces)
     for piece, a, b in zip(pieces, low.ravel(), high.ravel(), strict=True):
         # Alone, a channel may stop Newton's method a step earlier, and end in another dent.
         alone = squared_error(piece, *mse(piece, **grid), **grid)
@@ -416,19 +419,19 @@ def test_long_rows_are_worked_on_in_pieces_and_thinned(monkeypatch):
     x = np.float64(normal(3, 40_000)) ** 3
     grid = dict(bits=6, signed=False, symmetric=False)
     whole = squared_error(x, *mse(x, axis=0, **grid), axis=0, **grid)
-    monkeypatch.setattr(ranges, "_BLOCK", 1000)
+    monkeypatch.setattr(range_search, "BLOCK", 1000)
     pieces = squared_error(x, *mse(x, axis=0, **grid), axis=0, **grid)
     assert pieces == pytest.approx(whole, rel=0.005)  # 0.02 dB
 
 
 @pytest.mark.parametrize("block", [1, 7, 64, 1000])
 def test_the_pieces_hold_every_value_once(block, monkeypatch):
-    monkeypatch.setattr(ranges, "_BLOCK", block)
+    monkeypatch.setattr(range_search, "BLOCK", block)
     x, scale = np.float64(normal(5, 40)), np.full((5, 1), 0.25)
-    got = ranges._squared_error(x, scale, np.full((5, 1), 3.0), 0, 7) * scale**2
+    got = range_search.squared_error(x, scale, np.full((5, 1), 3.0), Grid(0, 7)) * scale**2
     want = [Exact(row)(0.25, 3, 0, 7)[0] for row in x]
     np.testing.assert_allclose(got[:, 0], want, rtol=1e-9)
-    count, cut = ranges._tail(x, scale, 1)
+    count, cut = range_search.tail(x, scale, 1)
     np.testing.assert_array_equal(count[:, 0], np.sum(x > 0.25, axis=1))
     np.testing.assert_allclose(cut[:, 0], np.maximum(x - 0.25, 0).sum(axis=1), rtol=1e-9)
 
@@ -476,7 +479,7 @@ def test_bad_data_are_refused(estimate, x, keywords, error, message):
         (lambda: mse([1.0], 1, signed=True), ValueError, "no positive level"),
         (lambda: mse([1.0], 4.0), TypeError, "whole number"),
         (lambda: mse([-1.0, 1.0], symmetric=True), ValueError, "pass signed=True"),
-        (lambda: mse([1.0], restricted=True), ValueError, "only a signed grid"),
+        (lambda: mse([1.0], narrow_range=True), ValueError, "only a signed grid"),
         (lambda: cross_entropy([1.0, 2.0]), ValueError, r"\(batch, classes\)"),
         (lambda: cross_entropy([[1.0], [2.0]]), ValueError, "2 classes or more"),
         (lambda: cross_entropy([[1.0, math.nan]]), ValueError, "logits has 1 NaN"),

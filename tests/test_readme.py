@@ -130,7 +130,7 @@ def test_quantization_aware_training_in_one_call_and_in_a_loop(readme):
 def test_integers(readme):
     names = after(readme, "net = minq.to_integer(")
     net, q, x = names["net"], names["q"], names["x"]
-    step = float(list(minq.quantizers(q).values())[-1].grid()[0].max().detach())
+    step = float(list(minq.quantizers(q).values())[-1].scale_zero_point()[0].max().detach())
     assert float((net(x) - q(x)).detach().abs().max()) <= 1.01 * step
     exact = minq.to_integer(q, multipliers="float")
     assert torch.equal(exact(x), minq.deploy.simulation(q)(x.double()).float())  # bit for bit

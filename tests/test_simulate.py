@@ -177,7 +177,7 @@ def test_bits_for_each_layer():
             "0": {"weights": 8, "activations": 6, "symmetric": True}, "[36]": {"weights": None},
         },
     )  # fmt: skip
-    assert {k: (q.bits, q.axis, q.signed) for k, q in quantizers(gm).items()} == {
+    assert {k: (q.bits, q.granularity.axis, q.grid.signed) for k, q in quantizers(gm).items()} == {
         "0.weight_quantizer": (8, 0, True),
         "0.input.quantizer": (6, None, True),
         "2.quantizer": (6, None, True),  # the layer's own ReLU6
@@ -186,7 +186,7 @@ def test_bits_for_each_layer():
         mobile(), noise(2, 3, 8, 8), layers={"11": {"activations": 16, "symmetric": True}}
     )
     q = quantizers(gm)["11.quantizer"]
-    assert (q.bits, q.signed, q.symmetric) == (16, True, True)
+    assert (q.bits, q.grid.signed, q.symmetric) == (16, True, True)
 
 
 @pytest.mark.parametrize("name", ["conv2d", "transposed", "linear3d", "matmul", "transposed1d"])
@@ -203,7 +203,7 @@ def test_a_scale_for_each_output_channel(name):
         q, w = gm.get_submodule(n.target), graph.get(gm, n.args[0].target)
         (layer,) = n.users
         if graph.op(layer) in graph.TRANSPOSED and graph.groups_of(layer) > 1:
-            assert q.axis is None
+            assert q.granularity.axis is None
             continue
         by_output = w if graph.op(layer) in graph.PRODUCTS else graph.weight_of(gm, layer)
         outputs = w.shape[-1] if graph.op(layer) in graph.PRODUCTS else len(by_output)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minq import affine, fake_quantize, integer_grid
-from minq.affine import round_straight_through
+from minq import Granularity, Grid, fake_quantize, integer_grid
+from minq.grid import round_half_even, round_straight_through
 from minq.straight_through import (
     clamp,
     derivative_by_input,
@@ -31,9 +31,10 @@ class Case:
     def __init__(self, seed, form, bits, signed, dtype, layout="contiguous", exact=True):
         rng = torch.Generator().manual_seed(seed)
         shape, self.axis, self.group = form
+        self.granularity = Granularity(self.axis, self.group)
         self.bits, self.signed = bits, signed
-        self.n, self.p = integer_grid(bits, signed=signed)
-        size = affine.scale_shape(shape, self.axis, self.group)
+        self.n, self.p = self.grid = integer_grid(bits, signed=signed)
+        size = self.granularity.scale_shape(shape)
         self.scale = torch.rand(size, generator=rng, dtype=dtype) + 0.1
         if exact:  # powers of two: x / scale is what we want it to be
             self.scale = self.scale.log2().round().exp2()
@@ -47,9 +48,7 @@ class Case:
         self.g = lay(torch.randn(shape, generator=rng, dtype=dtype), layout)
 
     def aligned(self, x):
-        return (
-            affine._align(v, x, self.axis, self.group, "v") for v in (self.scale, self.zero_point)
-        )
+        return (self.granularity.align(v, x.shape) for v in (self.scale, self.zero_point))
 
     def formula(self, x, scale, zero_point):
         return fake_quantize(
@@ -95,8 +94,8 @@ def bits_of(x):
 @given(cases, st.booleans())
 def test_value_is_fake_quantize_bit_for_bit(case, learns):
     s, z = case.aligned(case.x)
-    y = fake_quantize_trained(case.x.requires_grad_(learns), s, z, case.n, case.p)
-    for rounding in (round_straight_through, affine.round_half_even):
+    y = fake_quantize_trained(case.x.requires_grad_(learns), s, z, case.grid)
+    for rounding in (round_straight_through, round_half_even):
         expected = fake_quantize(
             case.x.detach(), case.scale, case.zero_point, case.bits, signed=case.signed,
             axis=case.axis, group=case.group, rounding=rounding,
@@ -105,7 +104,7 @@ def test_value_is_fake_quantize_bit_for_bit(case, learns):
     if case.x.is_contiguous(memory_format=torch.channels_last) if case.x.ndim == 4 else False:
         assert y.is_contiguous(memory_format=torch.channels_last)
     zero = torch.zeros_like(case.scale).clamp(case.n, case.p)
-    y = fake_quantize_trained(case.x, s, None, case.n, case.p)
+    y = fake_quantize_trained(case.x, s, None, case.grid)
     assert torch.equal(y, case.formula(case.x, case.scale, zero))
 
 
@@ -116,8 +115,8 @@ def test_gradients_are_those_of_the_formula(case):
     leaves = [v.detach().clone().requires_grad_() for v in parts]
     case.formula(*leaves).backward(case.g)
     mine = [v.detach().clone().requires_grad_() for v in parts]
-    s, z = (affine._align(v, case.x, case.axis, case.group, "v") for v in mine[1:])
-    y = fake_quantize_trained(mine[0], s, z, case.n, case.p)
+    s, z = (case.granularity.align(v, case.x.shape) for v in mine[1:])
+    y = fake_quantize_trained(mine[0], s, z, case.grid)
     y.backward(case.g)
 
     epsilon = torch.finfo(case.x.dtype).eps
@@ -129,7 +128,7 @@ def test_gradients_are_those_of_the_formula(case):
     for k, bound in ((1, size), (2, 2 * g * s)):
         # How large the sums are that each derivative is made of, summed by autograd itself.
         probe = torch.ones_like(case.scale, requires_grad=True)
-        one = affine._align(probe, case.x, case.axis, case.group, "v")
+        one = case.granularity.align(probe, case.x.shape)
         (largest,) = torch.autograd.grad((one * bound).sum(), probe)
         assert ((mine[k].grad - leaves[k].grad).abs() <= epsilon * terms * largest).all()
 
@@ -140,12 +139,12 @@ def test_gradients_are_the_closed_forms(case):
     x, g = case.x.detach(), case.g
     s, z = (v.expand_as(x).clone() for v in case.aligned(x))
     leaves = [v.clone().requires_grad_() for v in (x, s, z)]
-    fake_quantize_trained(*leaves, case.n, case.p).backward(g)
+    fake_quantize_trained(*leaves, case.grid).backward(g)
     forms = (derivative_by_input, derivative_by_scale, derivative_by_zero_point)
     epsilon = torch.finfo(x.dtype).eps
     levels = (x / s).abs().clamp(max=case.p - case.n + 1) + 1
     for leaf, form, size in zip(leaves, forms, (1, levels, s), strict=True):
-        expected = g * form(x, s, z, case.n, case.p)
+        expected = g * form(x, s, z, case.grid)
         assert ((leaf.grad - expected).abs() <= 4 * epsilon * g.abs() * size).all(), form
 
 
@@ -156,7 +155,7 @@ def test_any_of_the_three_can_be_trained_alone(form, wanted):
     everything = [v.clone().requires_grad_() for v in (case.x, *case.aligned(case.x))]
     some = [v.detach().clone().requires_grad_(w) for v, w in zip(everything, wanted, strict=True)]
     for leaves in (everything, some):
-        fake_quantize_trained(*leaves, case.n, case.p).backward(case.g)
+        fake_quantize_trained(*leaves, case.grid).backward(case.g)
     for a, b, w in zip(everything, some, wanted, strict=True):
         assert torch.equal(a.grad, b.grad) if w else b.grad is None
 
@@ -165,8 +164,8 @@ def test_a_gradient_that_is_one_number_everywhere():
     """The gradient of a sum has no memory of its own, only strides of 0."""
     case = Case(3, ((2, 3, 4, 5), None, None), 3, False, torch.float64)
     s = case.scale.requires_grad_()
-    fake_quantize_trained(case.x, s, case.zero_point, case.n, case.p).sum().backward()
-    parts = (case.x, s.detach(), case.zero_point, case.n, case.p)
+    fake_quantize_trained(case.x, s, case.zero_point, case.grid).sum().backward()
+    parts = (case.x, s.detach(), case.zero_point, case.grid)
     torch.testing.assert_close(s.grad, derivative_by_scale(*parts).sum())
 
 
@@ -200,7 +199,7 @@ def test_torch_has_the_same_learnable_quantizer(seed, bits, signed, per_channel)
         theirs = torch._fake_quantize_learnable_per_tensor_affine(*leaves, n, p, 1.0)
     expected = torch.autograd.grad(theirs, leaves, g)
     ours = fake_quantize_trained(
-        leaves[0], *(v.reshape(-1, 1) if per_channel else v for v in leaves[1:]), n, p
+        leaves[0], *(v.reshape(-1, 1) if per_channel else v for v in leaves[1:]), Grid(n, p)
     )
     found = torch.autograd.grad(ours, leaves, g)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
@@ -216,7 +215,7 @@ def test_finite_differences_where_they_exist(seed, form, bits, signed):
     case = Case(seed, form, bits, signed, torch.float64, exact=False)
     x = case.x
     s, z = (v.expand_as(x).clone() for v in case.aligned(x))
-    f = lambda x, s, z: fake_quantize_trained(x, s, z, case.n, case.p)  # noqa: E731
+    f = lambda x, s, z: fake_quantize_trained(x, s, z, case.grid)  # noqa: E731
     leaves = [v.clone().requires_grad_() for v in (x, s, z)]
     by_x, by_s, by_z = torch.autograd.grad(f(*leaves).sum(), leaves)
 

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minq import translate
-from minq.affine import dequantize, integer_grid
+from minq.affine import dequantize
+from minq.grid import integer_grid
 from minq.intmath import fixed_point_multiplier, requantize
 from minq.translate import Grid
 

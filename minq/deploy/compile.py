@@ -17,7 +17,6 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from minq import graph
-from minq.affine import _align
 from minq.deploy import functions, kernels, linear, moves
 from minq.deploy.double import in_double
 from minq.deploy.forms import (
@@ -125,22 +124,21 @@ class Compiler:
             return form
         if quantizer.stage == "observe":
             raise RuntimeError(f"{node.target} still observes; call freeze on every quantizer")
-        scale, zero_point = (v.detach().double() for v in quantizer.grid())
+        scale, zero_point = (v.detach().double() for v in quantizer.scale_zero_point())
         if isinstance(form, Parameter):
             return self._constant_form(node, quantizer, form.values, scale, zero_point)
         if scale.ndim:
             raise ValueError(
                 f"{node.target} has {scale.numel()} scales; sums of integers need one per tensor"
             )
-        n, p = quantizer.n, quantizer.p
-        grid = kernels.Quantize(scale, zero_point, n, p)
+        grid = kernels.Quantize(scale, zero_point, quantizer.grid)
         new = self._round(form, grid, node.target)
         self.places[node.target] = new.name
-        return Sum((Term(new, scale, int(zero_point), n, p),))
+        return Sum((Term(new, scale, int(zero_point), *quantizer.grid),))
 
     def _constant_form(self, node, quantizer, values, scale, zero_point) -> Constant:
         scale, zero_point = (
-            _align(v, values, quantizer.axis, quantizer.group, "scale") for v in (scale, zero_point)
+            quantizer.granularity.align(v, values.shape) for v in (scale, zero_point)
         )
         values = (quantizer.quantize(values) - zero_point).long()
         if node.args[0].op == "get_attr":

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
+from minq.grid import Grid
 from minq.intmath import fixed_point_multiplier, rounded_shift
 
 
@@ -61,17 +62,17 @@ class Arithmetic:
 class Quantize(nn.Module):
     """x_int = clamp(round(x / s) + z; n, p), eq. (4), in double precision."""
 
-    def __init__(self, scale: Tensor, zero_point: Tensor, n: int, p: int) -> None:
+    def __init__(self, scale: Tensor, zero_point: Tensor, grid: Grid) -> None:
         super().__init__()
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
-        self.n, self.p, self.dtype = n, p, storage(n, p)
+        self.integers, self.dtype = grid, storage(*grid)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.clamp(torch.round(x.double() / self.scale) + self.zero_point)  # eq. (4)
+        return self.integers.quantize(x.double(), self.scale, self.zero_point).to(self.dtype)
 
     def clamp(self, levels: Tensor) -> Tensor:
-        return levels.clamp(self.n, self.p).to(self.dtype)
+        return self.integers.clamp(levels).to(self.dtype)
 
 
 class Dequantize(nn.Module):
@@ -191,10 +192,11 @@ class Requantize(nn.Module):
         self.multipliers = multipliers(1.0)
         self.negative = None if real.slope is None else multipliers(real.slope)
         low, high = (torch.round(v / grid.scale) + grid.zero_point for v in (real.low, real.high))
-        self.register_buffer("low", low.clamp(grid.n, grid.p).long())
-        self.register_buffer("high", high.clamp(grid.n, grid.p).long())
+        self.register_buffer("low", grid.integers.clamp(low).long())
+        self.register_buffer("high", grid.integers.clamp(high).long())
         self.fixed = self.multipliers.values, self.multipliers.shift
-        self.cuts = bool((low >= grid.n).all()), bool((high <= grid.p).all())
+        n, p = grid.integers
+        self.cuts = bool((low >= n).all()), bool((high <= p).all())
 
     def forward(self, *xs: Tensor) -> Tensor:
         return self.in_floats(*xs) if self.exact else self.in_integers(*xs)
@@ -216,12 +218,12 @@ class Requantize(nn.Module):
 
     def clipped(self, *xs: Tensor) -> int:
         """How many results the grid cuts off that no fused function cuts already."""
-        levels, (low, high) = self.levels(*xs), self.cuts
+        levels, (low, high), (n, p) = self.levels(*xs), self.cuts, self.grid.integers
         outside = torch.zeros_like(levels, dtype=torch.bool)
         if not low:
-            outside |= levels < self.grid.n
+            outside |= levels < n
         if not high:
-            outside |= levels > self.grid.p
+            outside |= levels > p
         return int(outside.sum())
 
 

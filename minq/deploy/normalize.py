@@ -81,7 +81,7 @@ class Normalize(nn.Module):
     def clipped(self, x: Tensor) -> int:
         """How many results the grid cuts off."""
         levels = self.levels(x)
-        return int((levels != levels.clamp(self.grid.n, self.grid.p)).sum())
+        return int((levels != self.grid.integers.clamp(levels)).sum())
 
 
 class Softmax(Normalize):

@@ -266,14 +266,13 @@ def _inputs(gm: fx.GraphModule, example: Any) -> list[Tensor]:
         grid = next((q for q in grids if q is not None), None)
         if not x.is_floating_point():
             values.append(torch.ones_like(x))
-        elif grid is None or grid.axis is not None:
+        elif grid is None or grid.granularity.axis is not None:
             values.append(torch.randn(x.shape, generator=generator))
         else:
-            scale, zero_point = grid.grid()
+            scale, zero_point = grid.scale_zero_point()
             share = torch.rand(x.shape, generator=generator)
-            values.append(
-                scale.detach() * (grid.n + share * (grid.p - grid.n) - zero_point.detach())
-            )
+            low, high = grid.grid.limits(scale.detach(), zero_point.detach())
+            values.append(low + share * (high - low))
     return values
 
 
@@ -339,9 +338,10 @@ def _check(name: str, quantizer: Quantizer, weight: bool) -> None:
             f"quantizer {name} is not frozen but at stage {quantizer.stage!r}; calibrate the "
             "network first, as minq.ptq does, and freeze its quantizers"
         )
-    if quantizer.group is not None and not weight:
+    group = quantizer.granularity.group
+    if group is not None and not weight:
         raise ValueError(
-            f"quantizer {name} has one scale for each group of {quantizer.group} values, which "
+            f"quantizer {name} has one scale for each group of {group} values, which "
             "only weights can have in a file"
         )
 

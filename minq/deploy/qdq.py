@@ -105,7 +105,7 @@ class Rewriting:
 
     def _ends(self, marker: ir.Node) -> tuple[Array, Array]:
         _, quantizer = self._quantizer(marker.outputs[0])
-        return np.array(quantizer.n), np.array(quantizer.p)
+        return np.array(quantizer.grid.quant_min), np.array(quantizer.grid.quant_max)
 
     def _insert(self, marker: ir.Node, value: ir.Value) -> ir.Node:
         """Another marker of the same quantizer, behind ``value``; nobody reads it yet."""
@@ -140,10 +140,11 @@ class Rewriting:
     def _towards_layers(self, marker: ir.Node) -> None:
         """Round as early as possible: before clamps, and before values are moved."""
         _, quantizer = self._quantizer(marker.outputs[0])
+        per_tensor = quantizer.granularity.axis is None
         while (source := marker.inputs[0].producer()) is not None:
             if len(marker.inputs[0].uses()) > 1 or marker.inputs[0].is_graph_output():
                 return
-            if quantizer.axis is None and (clamp := _clamp_of(source)) is not None:
+            if per_tensor and (clamp := _clamp_of(source)) is not None:
                 x, low, high = clamp
                 ends = self.bounds[marker]
                 # Q(clamp(x; a, b)) = clamp(Q(x); Q(a), Q(b))
@@ -153,7 +154,7 @@ class Rewriting:
                 )
                 marker.replace_input_with(0, x)
                 self.graph.remove(source, safe=True)
-            elif self._moves(source) and quantizer.axis is None and len(source.outputs) == 1:
+            elif self._moves(source) and per_tensor and len(source.outputs) == 1:
                 self._spread(marker, source)
                 return
             else:
@@ -263,19 +264,20 @@ class Rewriting:
     def _replace(self, marker: ir.Node) -> None:
         name, quantizer = self._quantizer(marker.outputs[0])
         x, kind, shift = marker.inputs[0], *self._container(name)
-        scale, zero_point = (v.detach().numpy() for v in quantizer.grid())
+        scale, zero_point = (v.detach().numpy() for v in quantizer.scale_zero_point())
         zero_point = np.broadcast_to(zero_point, scale.shape) + shift
         grid = [
             self._initializer(scale.astype(np.float32), f"{name}.scale"),
             self._initializer(zero_point.astype(kind.numpy()), f"{name}.zero_point"),
         ]
-        axis = {} if quantizer.axis is None else {"axis": quantizer.axis % len(x.shape)}
+        granularity = quantizer.granularity
+        axis = {} if granularity.axis is None else {"axis": granularity.axis % len(x.shape)}
         back: list[ir.Node] = []
         if (content := _constant(x)) is not None:
             integers = quantizer.quantize(torch.from_numpy(content.copy())).numpy() + shift
-            if quantizer.group is not None:
+            if granularity.group is not None:
                 integers, back = self._rows(integers, axis["axis"], name)
-                axis = {"axis": 1, "block_size": quantizer.group}
+                axis = {"axis": 1, "block_size": granularity.group}
             new = self._store(integers, kind, quantizer.bits, name)
         else:
             bounds = [bound + shift for bound in self.bounds[marker]]
@@ -308,8 +310,8 @@ class Rewriting:
         """
         quantizer = self.known[name]
         if quantizer.bits > 8:
-            return ir.DataType.INT16 if quantizer.signed else ir.DataType.UINT16, 0
-        if not quantizer.signed:
+            return ir.DataType.INT16 if quantizer.grid.signed else ir.DataType.UINT16, 0
+        if not quantizer.grid.signed:
             return ir.DataType.UINT8, 0
         narrow = name in self.weights and quantizer.bits < 8
         return (ir.DataType.INT8, 0) if narrow else (ir.DataType.UINT8, 128)
@@ -390,7 +392,7 @@ class Rewriting:
 
 
 def _scale(quantizer: Quantizer) -> Array:
-    return quantizer.grid()[0].detach().double().numpy()
+    return quantizer.scale_zero_point()[0].detach().double().numpy()
 
 
 def _to_grid(quantizer: Quantizer, value: Array) -> Array:

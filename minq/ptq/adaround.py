@@ -23,9 +23,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from minq._checks import as_float, check_count, compute_dtype, like
-from minq.affine import _align, _check_scale, _check_zero_point, fake_quantize, integer_grid
-from minq.ptq.equalize import _vector
+from minq._checks import (
+    as_float,
+    check_count,
+    check_vector,
+    compute_dtype,
+    like,
+    saturating_cast,
+)
+from minq.granularity import Granularity
+from minq.grid import INT4, Grid, check_scale, operands
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -54,8 +61,8 @@ def initial_v(weight: Tensor, scale: Tensor, *, axis: int | None = None) -> Tens
     tensor([0.5000, 0.5000])
     """
     weight = as_float(weight, "weight")
-    scale = _check_scale(like(scale, weight, weight.dtype, "scale"))
-    u = weight / _align(scale, weight, axis, None, "scale")
+    scale = check_scale(like(scale, weight, weight.dtype, "scale"))
+    u = weight / Granularity(axis).align(scale, weight.shape)
     return torch.logit((u - u.floor() - GAMMA) / (ZETA - GAMMA))
 
 
@@ -64,10 +71,8 @@ def soft_quantize(
     v: Tensor,
     scale: Tensor,
     zero_point: Tensor | int = 0,
-    bits: int = 4,
+    grid: Grid = INT4,
     *,
-    signed: bool = True,
-    restricted: bool = False,
     axis: int | None = None,
 ) -> Tensor:
     """W~ = s [clamp(floor(W / s) + h(V) + z; n, p) - z], eq. (34); differentiable in V.
@@ -75,9 +80,9 @@ def soft_quantize(
     >>> soft_quantize(torch.tensor([0.6, 0.6]), torch.tensor([-9.0, 0.0]), torch.tensor(0.5))
     tensor([0.5000, 0.7500])
     """
-    weight, s, z, n, p = _operands(weight, scale, zero_point, bits, signed, restricted, axis)
+    weight, s, z = operands(weight, scale, zero_point, grid, Granularity(axis), "weight")
     h = rectified_sigmoid(v)
-    return s * ((torch.floor(weight / s) + h + z).clamp(n, p) - z)  # eq. (34)
+    return grid.fake_quantize(weight, s, z, lambda u: torch.floor(u) + h)  # eq. (34)
 
 
 def regularizer(v: Tensor, beta: float) -> Tensor:
@@ -111,10 +116,8 @@ def adaround(
     y: Tensor,
     scale: Tensor,
     zero_point: Tensor | int = 0,
-    bits: int = 4,
+    grid: Grid = INT4,
     *,
-    signed: bool = True,
-    restricted: bool = False,
     bias: Tensor | None = None,
     activation: Activation | None = None,
     sweeps: int = 20,
@@ -146,7 +149,7 @@ def adaround(
     >>> adaround(w, x, x @ w.T, torch.tensor(1.0)).sum()
     tensor(1.)
     """
-    task = _Task(weight, x, y, scale, zero_point, bits, signed, restricted, bias, activation)
+    task = _Task(weight, x, y, scale, zero_point, grid, bias, activation)
     x, s, base = task.x, task.s.transpose(1, 2), task.base.transpose(1, 2)  # (groups, K, outputs)
     h, top = (t.transpose(1, 2).contiguous() for t in (task.fraction, task.free.to(x)))
     rows, width = x.shape[1:]
@@ -199,10 +202,8 @@ def adaround_gradient(
     y: Tensor,
     scale: Tensor,
     zero_point: Tensor | int = 0,
-    bits: int = 4,
+    grid: Grid = INT4,
     *,
-    signed: bool = True,
-    restricted: bool = False,
     bias: Tensor | None = None,
     activation: Activation | None = None,
     steps: int = 1000,
@@ -217,7 +218,7 @@ def adaround_gradient(
     Each step sees ``batch`` rows, drawn by a generator of its own from ``seed``; ``progress`` gets
     the step and its loss. Everything else is as in ``adaround``.
     """
-    task = _Task(weight, x, y, scale, zero_point, bits, signed, restricted, bias, activation)
+    task = _Task(weight, x, y, scale, zero_point, grid, bias, activation)
     rows = task.x.shape[1]
     batch = min(check_count(batch, "batch"), rows)
     generator = torch.Generator().manual_seed(seed)
@@ -244,10 +245,8 @@ def stochastic_rounding(
     weight: Tensor,
     scale: Tensor,
     zero_point: Tensor | int = 0,
-    bits: int = 4,
+    grid: Grid = INT4,
     *,
-    signed: bool = True,
-    restricted: bool = False,
     axis: int | None = None,
     seed: int = 0,
 ) -> Tensor:
@@ -261,16 +260,9 @@ def stochastic_rounding(
     def up_or_down(u: Tensor) -> Tensor:
         return torch.floor(u + torch.rand(u.shape, generator=generator).to(u))
 
-    return fake_quantize(
-        weight,
-        scale,
-        zero_point,
-        bits,
-        signed=signed,
-        restricted=restricted,
-        axis=axis,
-        rounding=up_or_down,
-    )
+    given = weight.dtype
+    weight, s, z = operands(weight, scale, zero_point, grid, Granularity(axis), "weight")
+    return saturating_cast(grid.fake_quantize(weight, s, z, up_or_down), given)
 
 
 def reconstruction_error(
@@ -293,12 +285,9 @@ def reconstruction_error(
 class _Task:
     """The checked arguments of ``adaround``, by groups, and what rounding to nearest achieves."""
 
-    def __init__(
-        self, weight, x, y, scale, zero_point, bits, signed, restricted, bias, activation
-    ) -> None:
-        flat, s, z, n, p = _operands(
-            weight.detach().flatten(1), scale, zero_point, bits, signed, restricted, axis=0
-        )
+    def __init__(self, weight, x, y, scale, zero_point, grid, bias, activation) -> None:
+        flat = weight.detach().flatten(1)
+        flat, s, z = operands(flat, scale, zero_point, grid, Granularity(0), "weight")
         self.given = weight
         self.f = activation or (lambda y: y)
         weight, self.x, y, self.bias = _rows(flat, x, y, bias)
@@ -307,10 +296,11 @@ class _Task:
         self.s, z = (t.expand(len(flat), 1).reshape(*weight.shape[:2], 1) for t in (s, z))
         u = weight / self.s
         down = u.floor()
+        n, p = grid
         self.free = (down + z >= n) & (down + z < p)  # elsewhere the grid has ended
-        self.base = (down + z).clamp(n, p) - z
+        self.base = grid.quantize(weight, self.s, z, torch.floor) - z
         self.fraction = torch.where(self.free, u - down, 0)
-        self.nearest = self.s * ((u.round() + z).clamp(n, p) - z)
+        self.nearest = grid.fake_quantize(weight, self.s, z)
 
     def errors(self, weight: Tensor) -> Tensor:
         y_hat = torch.baddbmm(self.bias, self.x, weight.transpose(1, 2))
@@ -320,18 +310,6 @@ class _Task:
         """For each output the better of ``weight`` and rounding to nearest, in the given shape."""
         weight = torch.where(self.errors(weight) < self.errors(self.nearest), weight, self.nearest)
         return weight.reshape(self.given.shape).to(self.given.dtype)
-
-
-def _operands(
-    weight, scale, zero_point, bits, signed, restricted, axis
-) -> tuple[Tensor, Tensor, Tensor, int, int]:
-    n, p = integer_grid(bits, signed=signed, restricted=restricted)
-    weight = as_float(weight, "weight")
-    weight = weight.to(compute_dtype(weight))
-    s = _check_scale(like(scale, weight, weight.dtype, "scale"))
-    z = _check_zero_point(like(zero_point, weight, weight.dtype, "zero_point"), n, p)
-    s, z = (_align(t, weight, axis, None, k) for t, k in ((s, "scale"), (z, "zero_point")))
-    return weight, s, z, n, p
 
 
 def _rows(weight, x, y, bias) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -352,7 +330,7 @@ def _rows(weight, x, y, bias) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     bias = (
         weight.new_zeros(outputs)
         if bias is None
-        else _vector(bias.detach(), weight, outputs, "bias")
+        else check_vector(bias.detach(), weight, outputs, "bias")
     )
     weight = weight.reshape(groups, outputs // groups, width)
     return weight, x, y, bias.reshape(groups, 1, -1)

@@ -15,8 +15,16 @@ from collections.abc import Callable
 
 import torch
 
-from minq._checks import Array, as_float, check_axis, like, namespace
-from minq.ptq.equalize import _by_group, _check_weight, _vector
+from minq._checks import (
+    Array,
+    as_float,
+    check_axis,
+    check_vector,
+    check_weight,
+    like,
+    namespace,
+    split_groups,
+)
 
 _FAR = 40.0
 """Standard deviations after which the normal density is 0 in float64."""
@@ -99,10 +107,10 @@ def output_shift(weight_error: Array, input_mean: Array, groups: int = 1) -> Arr
     >>> output_shift([[0.5, 0.25]], [2.0, 4.0])
     array([2.])
     """
-    weight_error = _check_weight(weight_error, groups)
+    weight_error = check_weight(weight_error, groups)
     xp = namespace(weight_error)
-    x = _vector(input_mean, weight_error, weight_error.shape[1] * groups, "input_mean")
-    by_group = xp.sum(_by_group(weight_error, groups), axis=3)  # (groups, outputs, inputs)
+    x = check_vector(input_mean, weight_error, weight_error.shape[1] * groups, "input_mean")
+    by_group = xp.sum(split_groups(weight_error, groups), axis=3)  # (groups, outputs, inputs)
     return xp.reshape(by_group @ xp.reshape(x, (groups, -1, 1)), (-1,))  # eq. (30)
 
 
@@ -116,10 +124,10 @@ def conv_moments(
     >>> conv_moments([[2.0, -1.0]], [1.0], [3.0, 1.0], [1.0, 4.0])
     (array([6.]), array([8.]))
     """
-    weight = _check_weight(weight, groups)
+    weight = check_weight(weight, groups)
     out = output_shift(weight, mean, groups)
     if bias is not None:
-        out = out + _vector(bias, weight, weight.shape[0], "bias")
+        out = out + check_vector(bias, weight, weight.shape[0], "bias")
     return out, output_shift(weight**2, variance, groups)
 
 
@@ -132,7 +140,7 @@ def correct_bias(bias: Array | None, shift: Array) -> Array:
     shift = as_float(shift, "shift")
     if bias is None:
         return -shift
-    return _vector(bias, shift, shift.shape[0], "bias") - shift
+    return check_vector(bias, shift, shift.shape[0], "bias") - shift
 
 
 def empirical_shift(y: Array, y_hat: Array, axis: int = 1) -> Array:
@@ -171,7 +179,7 @@ def change_of_error(
     """
     y = as_float(y, "y")
     y_hat = as_float(like(y_hat, y, y.dtype, "y_hat"), "y_hat")
-    shift = _vector(shift, y, y.shape[1], "shift")
+    shift = check_vector(shift, y, y.shape[1], "shift")
     f = activation or (lambda v: v)
     exact = f(y)
     return (f(y_hat - shift) - exact) ** 2 - (f(y_hat) - exact) ** 2

@@ -233,7 +233,7 @@ def only(q: fx.GraphModule, names: Iterable[str]) -> Iterator[None]:
     lent += [(v, v.data) for v in (graph.get(q, p) for p in rounded)]
     try:
         for name, x in every.items():
-            x.scale.data = x.grid()[0].detach()
+            x.scale.data = x.scale_zero_point()[0].detach()
             x._stage = "frozen" if name in names else "off"
         for name, value in exact.items():
             graph.get(q, name).data = value

@@ -17,7 +17,16 @@ from __future__ import annotations
 
 import math
 
-from minq._checks import Array, as_float, check_count, clamp, like, namespace
+from minq._checks import (
+    Array,
+    as_float,
+    check_vector,
+    check_weight,
+    clamp,
+    like,
+    namespace,
+    split_groups,
+)
 
 
 def output_ranges(weight: Array) -> Array:
@@ -26,7 +35,7 @@ def output_ranges(weight: Array) -> Array:
     >>> output_ranges([[1.0, -3.0], [0.5, 0.25]])
     array([3. , 0.5])
     """
-    weight = _check_weight(weight)
+    weight = check_weight(weight)
     xp = namespace(weight)
     return xp.max(xp.abs(xp.reshape(weight, (weight.shape[0], -1))), axis=1)
 
@@ -37,9 +46,9 @@ def input_ranges(weight: Array, groups: int = 1) -> Array:
     >>> input_ranges([[1.0, -3.0], [0.5, 0.25]])
     array([1., 3.])
     """
-    weight = _check_weight(weight, groups)
+    weight = check_weight(weight, groups)
     xp = namespace(weight)
-    by_group = xp.abs(_by_group(weight, groups))  # (groups, outputs, inputs, kernel)
+    by_group = xp.abs(split_groups(weight, groups))  # (groups, outputs, inputs, kernel)
     return xp.reshape(xp.max(xp.max(by_group, axis=3), axis=1), (-1,))
 
 
@@ -101,21 +110,21 @@ def smoothing_scales(activations: Array, weights: Array, alpha: float = 0.5) -> 
 
 def scale_outputs(weight: Array, bias: Array | None, s: Array) -> tuple[Array, Array | None]:
     """The first layer of a pair: W~1 = S^-1 W1, b~1 = S^-1 b1, eq. (22), (23)."""
-    weight = _check_weight(weight)
-    s = _vector(s, weight, weight.shape[0], "s")
+    weight = check_weight(weight)
+    s = check_vector(s, weight, weight.shape[0], "s")
     _check_positive(s)
     if bias is not None:
-        bias = _vector(bias, weight, weight.shape[0], "bias") / s
+        bias = check_vector(bias, weight, weight.shape[0], "bias") / s
     shape = (-1,) + (1,) * (weight.ndim - 1)
     return weight / namespace(s).reshape(s, shape), bias  # eq. (22), (23)
 
 
 def scale_inputs(weight: Array, s: Array, groups: int = 1) -> Array:
     """The second layer of a pair: W~2 = W2 S, eq. (22)."""
-    weight = _check_weight(weight, groups)
-    s = _vector(s, weight, weight.shape[1] * groups, "s")
+    weight = check_weight(weight, groups)
+    s = check_vector(s, weight, weight.shape[1] * groups, "s")
     _check_positive(s)
-    scaled = _by_group(weight, groups) * namespace(s).reshape(s, (groups, 1, -1, 1))  # eq. (22)
+    scaled = split_groups(weight, groups) * namespace(s).reshape(s, (groups, 1, -1, 1))  # eq. (22)
     return namespace(s).reshape(scaled, tuple(weight.shape))
 
 
@@ -146,7 +155,7 @@ def absorbable(beta: Array, gamma: Array, sigmas: float = 3.0) -> Array:
     array([2., 0.])
     """
     beta = as_float(beta, "beta")
-    gamma = _vector(gamma, beta, math.prod(beta.shape), "gamma")
+    gamma = check_vector(gamma, beta, math.prod(beta.shape), "gamma")
     if not (sigmas >= 0 and math.isfinite(sigmas)):
         raise ValueError(f"sigmas must be 0 or more and finite, not {sigmas}; the paper takes 3")
     return clamp(beta - sigmas * abs(gamma), low=0.0)  # eq. (28)
@@ -165,44 +174,17 @@ def absorb_bias(
     >>> absorb_bias([5.0, 0.0], [[2.0, 1.0]], [1.0], [3.0, 0.0])
     (array([2., 0.]), array([7.]))
     """
-    weight2 = _check_weight(weight2, groups)
+    weight2 = check_weight(weight2, groups)
     xp, outputs = namespace(weight2), weight2.shape[0]
-    c = _vector(c, weight2, weight2.shape[1] * groups, "c")
-    b1 = xp.zeros_like(c) if bias1 is None else _vector(bias1, c, c.shape[0], "bias1")
-    by_group = xp.sum(_by_group(weight2, groups), axis=3)  # (groups, outputs, inputs)
+    c = check_vector(c, weight2, weight2.shape[1] * groups, "c")
+    b1 = xp.zeros_like(c) if bias1 is None else check_vector(bias1, c, c.shape[0], "bias1")
+    by_group = xp.sum(split_groups(weight2, groups), axis=3)  # (groups, outputs, inputs)
     moved = xp.reshape(by_group @ xp.reshape(c, (groups, -1, 1)), (outputs,))
-    b2 = 0.0 if bias2 is None else _vector(bias2, weight2, outputs, "bias2")
+    b2 = 0.0 if bias2 is None else check_vector(bias2, weight2, outputs, "bias2")
     return b1 - c, b2 + moved  # eq. (26), (27)
 
 
 # --- Checks ---------------------------------------------------------------------------------------
-
-
-def _check_weight(weight: Array, groups: int = 1) -> Array:
-    weight = as_float(weight, "weight")
-    if weight.ndim < 2:
-        raise ValueError(
-            f"weight must be (outputs, inputs / groups, *kernel), not {tuple(weight.shape)}"
-        )
-    if weight.shape[0] % check_count(groups, "groups"):
-        raise ValueError(f"{weight.shape[0]} outputs cannot be split into {groups} groups")
-    return weight
-
-
-def _by_group(weight: Array, groups: int) -> Array:
-    """weight seen as (groups, outputs / groups, inputs / groups, kernel)."""
-    return namespace(weight).reshape(
-        weight, (groups, weight.shape[0] // groups, weight.shape[1], -1)
-    )
-
-
-def _vector(v: Array, x: Array, length: int, name: str) -> Array:
-    v = as_float(like(v, x, x.dtype, name), name)
-    if tuple(v.shape) != (length,):
-        raise ValueError(
-            f"{name} has shape {tuple(v.shape)}, expected one value for each of {length} channels"
-        )
-    return v
 
 
 def _check_positive(s: Array) -> None:

@@ -16,12 +16,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minq._checks import as_float, check_count, compute_dtype, like
-from minq.affine import _align, _check_scale, _check_zero_point, _simulate, integer_grid
-from minq.affine import round_half_even as nearest
+from minq._checks import as_float, like
+from minq.granularity import Granularity
+from minq.grid import INT4, Grid, operands
 
 _BLOCK = 64
-"""Columns that are finished before the ones behind them hear of it: fewer passes over the rest."""
+"""Columns that are finished before the later ones are updated: fewer passes over the rest."""
 
 
 @torch.no_grad()
@@ -30,10 +30,8 @@ def gptq(
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor | int = 0,
-    bits: int = 4,
+    grid: Grid = INT4,
     *,
-    signed: bool = True,
-    restricted: bool = False,
     group: int | None = None,
     damping: float = 0.01,
 ) -> Tensor:
@@ -52,34 +50,27 @@ def gptq(
 
     Raises ValueError where shapes do not fit, or damping is not above 0.
     """
-    n, p = integer_grid(bits, signed=signed, restricted=restricted)
     if not damping > 0:
         raise ValueError(f"damping must be above 0, not {damping}; H may have no inverse without")
-    weight = as_float(weight, "weight")
-    dtype = compute_dtype(weight)
-    flat = weight.detach().to(dtype).flatten(1)
-    x = as_float(like(x, flat, dtype, "x"), "x")
+    flat = weight.detach().flatten(1)
+    flat, s, z = operands(flat, scale, zero_point, grid, Granularity(0, group), "weight")
+    x = as_float(like(x, flat, flat.dtype, "x"), "x")
     x = x[None] if x.ndim == 2 else x
     if x.ndim != 3 or x.shape[2] != flat.shape[1] or len(flat) % len(x):
         raise ValueError(
             f"x {tuple(x.shape)} does not fit weight {tuple(weight.shape)}; "
             f"expected (groups, rows, {flat.shape[1]})"
         )
-    per = None if group is None else check_count(group, "group")
-    s = _check_scale(like(scale, flat, dtype, "scale"))
-    z = _check_zero_point(like(zero_point, flat, dtype, "zero_point"), n, p)
-    s, z = (
-        _align(t, flat, 0, per, name).expand_as(flat).reshape(len(x), -1, flat.shape[1])
-        for t, name in ((s, "scale"), (z, "zero_point"))
+    w, s, z = (  # each (groups, outputs, K)
+        t.expand_as(flat).reshape(len(x), -1, flat.shape[1]) for t in (flat.clone(), s, z)
     )
-    w = flat.reshape(s.shape).clone()  # (groups, outputs, K)
     factor = _inverse_factor(x, damping)
 
     for first in range(0, w.shape[2], _BLOCK):
         last = min(first + _BLOCK, w.shape[2])
         errors = torch.zeros_like(w[:, :, first:last])
         for j in range(first, last):
-            rounded = _simulate(w[:, :, j].clone(), s[:, :, j], z[:, :, j], n, p, nearest)
+            rounded = grid.fake_quantize(w[:, :, j], s[:, :, j], z[:, :, j])
             error = (w[:, :, j] - rounded) / factor[:, None, j, j]
             w[:, :, j] = rounded
             w[:, :, j + 1 : last] -= error[:, :, None] * factor[:, None, j, j + 1 : last]

@@ -237,13 +237,13 @@ def _set_activation_range(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> floa
     """From what the tensor is in the quantized network; the SQNR behind its readers, if known."""
     quantizer = gm.get_submodule(node.target)
     values = walk.quantized[node.args[0]]
-    if quantizer.axis is None:
+    if quantizer.granularity.axis is None:
         sample = _sample(values, walk.lengths)
     else:  # every channel has extremes of its own
         sample = torch.cat([v.detach().flatten(0, -2) for v in values])
     quantizer.observe()(sample)
     quantizer.freeze()
-    if not quantizer.by_output or quantizer.axis is not None:
+    if not quantizer.by_output or quantizer.granularity.axis is not None:
         return math.inf
     return readers.choose_range(quantizer, sample, readers.readers_of(gm, node, walk))
 
@@ -289,12 +289,12 @@ def _rounded(gm, node, walk, rounding, sweeps, rows, seed) -> Tensor:
     inputs = graph.input_of(node)
     generator = torch.Generator().manual_seed(seed)  # the same, whichever layers are done already
     x, y = sample_rows(gm, node, walk.quantized[inputs], walk.exact[node], rows, generator)
-    scale, zero_point = (v.detach() for v in quantizer.grid())
+    scale, zero_point = (v.detach() for v in quantizer.scale_zero_point())
     weight = graph.weight_of(gm, node)
-    grid = {"signed": quantizer.signed, "restricted": quantizer.restricted}
+    group = quantizer.granularity.group
     if rounding == "gptq":
-        return gptq(weight, x, scale, zero_point, quantizer.bits, group=quantizer.group, **grid)
-    if quantizer.group is not None:
+        return gptq(weight, x, scale, zero_point, quantizer.grid, group=group)
+    if group is not None:
         raise ValueError(
             f"{graph.layer_name(node)}: AdaRound takes one scale for each output, not groups; "
             'pass rounding="gptq" or "nearest"'
@@ -305,8 +305,7 @@ def _rounded(gm, node, walk, rounding, sweeps, rows, seed) -> Tensor:
         y,
         scale,
         zero_point,
-        quantizer.bits,
-        **grid,
+        quantizer.grid,
         bias=graph.bias_of(gm, node),
         activation=_activation(gm, node, x.shape[0]),
         sweeps=sweeps,

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from minq import graph
-from minq.affine import narrow
+from minq._checks import saturating_cast
 from minq.quantizer import Quantizer
 
 Batches = Sequence[Any]
@@ -48,19 +48,21 @@ class Integers(Sequence):
     """The values behind a quantizer of up to 8 bits, each in one byte."""
 
     def __init__(self, quantizer: Quantizer, values: Iterable[Tensor]) -> None:
-        scale, zero_point = (v.detach() for v in quantizer.grid())
-        self.scale, self.zero = scale, zero_point - quantizer.n
-        self.codes = []
+        self.scale, self.zero_point = (v.detach() for v in quantizer.scale_zero_point())
+        self.grid, self.codes = quantizer.grid, []
         for v in values:
             self.dtype = v.dtype
-            self.codes.append((v / scale).round_().add_(self.zero).to(torch.uint8))
+            levels = self.grid.quantize(v, self.scale, self.zero_point)
+            self.codes.append(levels.sub_(self.grid.quant_min).to(torch.uint8))
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def __getitem__(self, k: Any) -> Tensor:
-        x = self.codes[k].to(self.scale.dtype).sub_(self.zero).mul_(self.scale)  # eq. (6)
-        return narrow(x, self.dtype)
+        levels = self.codes[k].to(self.scale.dtype).add_(self.grid.quant_min)
+        return saturating_cast(
+            self.grid.dequantize(levels, self.scale, self.zero_point), self.dtype
+        )
 
 
 class Walk:

@@ -128,7 +128,7 @@ def restore(gm: fx.GraphModule, way: str) -> fx.GraphModule:
         if "moments" not in node.meta or not is_weight(source):
             continue
         quantizer = gm.get_submodule(source.target)
-        if way == "keep" and quantizer.axis is None:
+        if way == "keep" and quantizer.granularity.axis is None:
             raise ValueError(
                 f"{name} has one scale for all channels, so batch norm cannot be folded into it "
                 "after training; pass per_channel=True, or batch_norm='fold'"
@@ -211,7 +211,7 @@ def _multiply_range(quantizer: Quantizer, factor: Tensor) -> None:
     """The same integers for a weight that is ``factor`` times as large; a channel of zeros is 0."""
     size = torch.where(factor == 0, torch.ones_like(factor), factor.abs())
     ends = quantizer.low * factor, quantizer.high * factor
-    quantizer.scale.data = quantizer.grid()[0] * size  # eq. (43)
+    quantizer.scale.data = quantizer.scale_zero_point()[0] * size  # eq. (43)
     if quantizer.log2_scale is not None:
         quantizer.log2_scale.data = quantizer.scale.detach().log2()
     quantizer.low.data, quantizer.high.data = torch.minimum(*ends), torch.maximum(*ends)

@@ -110,7 +110,7 @@ def parameter_groups(
     mine, scales, zero_points = set(), [], {}
     for q in _quantizers(gm):
         scales.append(q.scale if q.log2_scale is None else q.log2_scale)
-        zero_points.setdefault(q.p - q.n, []).append(q.zero_point)
+        zero_points.setdefault(q.grid.steps, []).append(q.zero_point)
         mine |= {id(q.scale), id(q.zero_point), id(q.log2_scale)}
     weights = [p for p in gm.parameters() if id(p) not in mine]
     groups: list[dict[str, Any]] = [{"params": weights, "lr": rate, "weight_decay": decay}]

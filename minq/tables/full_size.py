@@ -142,7 +142,7 @@ def compare(net: integer.IntegerNetwork, q: nn.Module, x: Any) -> tuple[int, int
 
         def look(module, _, y, name=name):
             if name in found:
-                scale, zero_point = module.grid()
+                scale, zero_point = module.scale_zero_point()
                 differ[name] = int((torch.round(y / scale) + zero_point != found[name]).sum())
 
         quantizer.register_forward_hook(look)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from minq.affine import integer_grid, scale_zero_point
+from minq.affine import scale_zero_point
+from minq.grid import integer_grid
 from minq.widgets.base import Widget, pack, within
 
 MOST = 2048  # weights: each is a dot

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from minq.affine import fake_quantize, grid_limits, integer_grid, scale_zero_point
+from minq.affine import fake_quantize, grid_limits, scale_zero_point
+from minq.grid import integer_grid
 from minq.widgets.base import Widget, pack
 
 MOST = 100_000  # values: 400 KB in the page

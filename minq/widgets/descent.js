@@ -2,7 +2,7 @@
 import { clamp, fakeQuantize, integerGrid, roundHalfEven, scaleZeroPoint } from "./quantize.js";
 import { fmt, linear, linePath, stepPath, svg, widget } from "./ui.js";
 
-const GRID = { signed: true, restricted: true, symmetric: true };
+const GRID = { signed: true, narrowRange: true, symmetric: true };
 const SECONDS = 6; // of a whole run
 const SIDES = { left: 50, right: 16 };
 const ROOM = 1.25; // the picture reaches a little beyond the grid: there weights are clipped

@@ -10,7 +10,8 @@ import numpy as np
 import traitlets
 
 from minq import floats, ranges
-from minq.affine import fake_quantize, integer_grid, sqnr
+from minq.affine import fake_quantize, sqnr
+from minq.grid import integer_grid
 from minq.widgets.base import Widget, pack, within
 
 MOST = 50_000  # values of all data: 200 KB in the page
@@ -96,7 +97,7 @@ class NumberGrids(Widget):
         low, high = ranges.min_max(x, group=group)
         most = self.reach * np.maximum(-low, high)
         if self.powers:
-            scale = floats._power(most) * 2.0 ** -math.floor(math.log2(largest))
+            scale = floats.power_below(most) * 2.0 ** -math.floor(math.log2(largest))
             scale = np.clip(scale, 2.0**-127, 2.0**127)
         else:
             scale = most / largest

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from minq.affine import integer_grid, quantize, round_half_even, scale_zero_point
+from minq.affine import quantize, scale_zero_point
+from minq.grid import integer_grid, round_half_even
 from minq.ranges import channel_groups
 from minq.widgets.base import Widget, pack, within
 

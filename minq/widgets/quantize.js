@@ -17,20 +17,20 @@ export function roundHalfEven(x) {
 export const clamp = (x, low, high) => (x < low ? low : x > high ? high : x); // eq. (5)
 
 /** The smallest and largest integer [n, p] of the grid, eq. (4) and (8). */
-export function integerGrid(bits, { signed = false, restricted = false } = {}) {
+export function integerGrid(bits, { signed = false, narrowRange = false } = {}) {
   if (!Number.isInteger(bits) || bits < 1 || bits > 16) throw new RangeError(`bits must be a whole number from 1 to 16, not ${bits}`);
-  if (!signed && restricted) throw new RangeError("only a signed grid can be restricted");
+  if (!signed && narrowRange) throw new RangeError("only a signed grid can have a narrow range");
   if (signed && bits === 1) throw new RangeError("a signed grid of 1 bit has no positive level");
   if (!signed) return [0, 2 ** bits - 1];
   const p = 2 ** (bits - 1) - 1;
-  return [restricted ? -p : -p - 1, p];
+  return [narrowRange ? -p : -p - 1, p];
 }
 
 const SMALLEST_NORMAL = 2 ** -1022;
 
 /** The grid that covers [low, high] and holds 0 exactly: [scale, zeroPoint]. */
-export function scaleZeroPoint(low, high, bits, { signed = false, restricted = false, symmetric = false, powerOfTwo = false } = {}) {
-  const [n, p] = integerGrid(bits, { signed, restricted });
+export function scaleZeroPoint(low, high, bits, { signed = false, narrowRange = false, symmetric = false, powerOfTwo = false } = {}) {
+  const [n, p] = integerGrid(bits, { signed, narrowRange });
   if (!(low <= high)) throw new RangeError(`low ${low} is above high ${high}`);
   low = Math.min(low, 0);
   high = Math.max(high, 0);

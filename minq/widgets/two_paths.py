@@ -189,7 +189,7 @@ def _layer_of(q: Any, name: str, node: Any, values: Mapping[Any, Any]) -> dict[s
         "out": [out[0], *(out[1:] or (1, 1))], "stride": stride, "padding": padding,
         "dilation": dilation, "groups": graph.groups_of(node), "bias": b_int.tolist(),
         "s_x": s_x[0], "z_x": z_x, "s_w": s_w, "s_y": s_y[0], "z_y": z_y,
-        "x_grid": [q_x.n, q_x.p], "y_grid": [q_y.n, q_y.p], "x": x_int, "weight": w_int,
+        "x_grid": list(q_x.grid), "y_grid": list(q_y.grid), "x": x_int, "weight": w_int,
         "limits": _limits(act, values, len(w_int)),
     }  # fmt: skip
     k = math.prod(w_int.shape[1:])
@@ -197,7 +197,7 @@ def _layer_of(q: Any, name: str, node: Any, values: Mapping[Any, Any]) -> dict[s
         raise ValueError(f"{name} takes more than {WORK:,} products; choose a smaller layer")
     if k * 128 * 255 + np.abs(b_int).max() >= 2**31:
         raise ValueError(f"the sums of {name} may not fit into 32 bits")
-    layer["range"] = [_range(pair, s_y[0], z_y, q_y.n, q_y.p) for pair in layer["limits"]]
+    layer["range"] = [_range(pair, s_y[0], z_y, *q_y.grid) for pair in layer["limits"]]
     return layer
 
 
@@ -234,7 +234,7 @@ def _range(limits: list[float | None], scale: float, zero_point: int, n: int, p:
 
 
 def _grid(quantizer: Any) -> tuple[list[float], int]:
-    scale, zero_point = quantizer.grid()
+    scale, zero_point = quantizer.scale_zero_point()
     return scale.double().reshape(-1).tolist(), int(zero_point.reshape(-1)[0])
 
 

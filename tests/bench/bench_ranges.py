@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minq.affine import integer_grid, scale_zero_point
+from minq.affine import scale_zero_point
+from minq.grid import integer_grid
 from minq.ranges import mse
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -65,7 +65,7 @@ def test_formulas_are_the_librarys(js):
     near = dict(rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(got["h"], adaround.rectified_sigmoid(tv), **near)
     np.testing.assert_allclose(got["start"], adaround.initial_v(tw, s), **near)
-    np.testing.assert_allclose(got["soft"], adaround.soft_quantize(tw, tv, s, bits=4), **near)
+    np.testing.assert_allclose(got["soft"], adaround.soft_quantize(tw, tv, s), **near)
     for beta, penalty in zip([20, 7.5, 2], got["penalty"], strict=True):
         assert penalty == pytest.approx(float(adaround.regularizer(tv, beta)), rel=1e-9)
     for n, betas in zip([1, 10, 500], got["beta"], strict=True):
@@ -93,7 +93,7 @@ def test_run_is_that_of_autograd_and_adam(js, scale):
     adam = torch.optim.Adam([v], lr=lr)
     heights, soft = [], []
     for t in range(steps + 1):
-        each = error(adaround.soft_quantize(weight, v, s, bits=4, **how))
+        each = error(adaround.soft_quantize(weight, v, s, **how))
         heights.append(adaround.rectified_sigmoid(v).detach().numpy().ravel().copy())
         soft.append(each.sum().item())
         loss = (weight.shape[1] * each / unit).sum()
@@ -150,7 +150,7 @@ def test_beats_nearest_and_is_close_to_the_library(js):
     how = "{ steps: 500, penalty: 10, lr: 0.05 }"
     hard = js(SOURCE, f"(m, l) => m.runAdaRound({LAYER}, {how}).hard.at(-1)", packed(w))
     tw, tx = torch.tensor(weight).double(), torch.tensor(x).double()
-    q = adaround.adaround(tw, tx, tx @ tw.T, torch.tensor(w.scale[0], dtype=torch.float64), bits=4)
+    q = adaround.adaround(tw, tx, tx @ tw.T, torch.tensor(w.scale[0], dtype=torch.float64))
     library, plain = (errors(w, v).sum() for v in (q.numpy(), nearest(w)))
     page, library, plain = (decibels(w, e) for e in (hard, library, plain))
     assert page < plain - 3 and abs(page - library) < 3, (page, library, plain)

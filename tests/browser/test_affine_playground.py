@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stage import stage
 
-from minq import affine
+from minq import affine, integer_grid
 from minq.widgets import AffinePlayground
 
 # Heights in pixels of the quantized signal, sample by sample: the path is "M x y H x V y H x V y".
@@ -37,7 +37,7 @@ def assert_shows(widget, data, scale, zero_point, bits, signed=False):
     data = np.float32(data).astype(np.float64)
     x_hat = affine.fake_quantize(data, scale, zero_point, bits, signed=signed)
     low, high = affine.grid_limits(scale, zero_point, bits, signed=signed)
-    n, p = affine.integer_grid(bits, signed=signed)
+    n, p = integer_grid(bits, signed=signed)
     wide = np.rint(data / scale) + zero_point
     shown = readouts(widget)
     assert number(shown["MSE"]) == pytest.approx(np.mean((data - x_hat) ** 2), rel=6e-3)

@@ -21,14 +21,15 @@ def settings(w):
 
 def loss_of(torch, w, kind):
     """The loss as a function of the weight, of data and library alone; None: no quantizer."""
-    from minq.affine import fake_quantize, round_half_even, round_straight_through
+    from minq.affine import fake_quantize
+    from minq.grid import round_half_even, round_straight_through
 
     x, t = (torch.tensor(v).double() for v in (X, T))
     s = w.limit / (2 ** (w.bits - 1) - 1)
     rounding = {"true": round_half_even, "straight-through": round_straight_through}.get(kind)
     if rounding is None:
         return lambda v: ((v * x - t) ** 2).mean()
-    how = dict(signed=True, restricted=True, rounding=rounding)
+    how = dict(signed=True, narrow_range=True, rounding=rounding)
     return lambda v: ((fake_quantize(v, s, 0, w.bits, **how) * x - t) ** 2).mean()
 
 

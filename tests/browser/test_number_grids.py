@@ -10,7 +10,7 @@ from stage import stage
 from test_affine_playground import number, readouts, settle
 
 from minq import floats
-from minq.affine import integer_grid
+from minq.grid import integer_grid
 from minq.widgets import NumberGrids
 from minq.widgets.base import bundle
 from minq.widgets.number_grids import GRIDS

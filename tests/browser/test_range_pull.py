@@ -5,7 +5,7 @@ import pytest
 from stage import stage
 from test_affine_playground import number, readouts, settle
 
-from minq.affine import integer_grid
+from minq.grid import integer_grid
 from minq.widgets import RangePull
 from minq.widgets.base import bundle
 
@@ -22,7 +22,8 @@ CASES = [
 
 def gradients(torch, x, w):
     """By the scale, of values inside and beyond the grid, and by the zero-point: by autograd."""
-    from minq.affine import fake_quantize, round_straight_through
+    from minq.affine import fake_quantize
+    from minq.grid import round_straight_through
 
     x = torch.tensor(x).double()
     s = torch.full(x.shape, w.scale, dtype=torch.float64, requires_grad=True)

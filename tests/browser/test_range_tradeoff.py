@@ -7,7 +7,7 @@ import pytest
 from stage import stage
 from test_affine_playground import number, readouts, settle
 
-from minq import affine
+from minq import affine, integer_grid
 from minq.widgets import RangeTradeoff
 from minq.widgets.base import bundle
 
@@ -49,7 +49,7 @@ def ends(widget):
 
 def errors(x, grid, bits, signed):
     """Mean squares of rounding and clipping, and the share clipped, by their definitions."""
-    x, (n, p) = x.astype(np.float64), affine.integer_grid(bits, signed=signed)
+    x, (n, p) = x.astype(np.float64), integer_grid(bits, signed=signed)
     square = (x - affine.fake_quantize(x, *grid, bits, signed=signed)) ** 2
     wide = np.rint(x / grid[0]) + grid[1]
     off = (wide < n) | (wide > p)
@@ -177,7 +177,7 @@ def test_the_optimum_is_that_of_an_exhaustive_search(js, kind, symmetric, bits):
     """Within 0.02 dB of 2,000 widths at all zero-points (every fourth at 8 bits)."""
     x = sample(kind, 400).astype(np.float64)
     signed = symmetric and x.min() < 0
-    n, p = affine.integer_grid(bits, signed=signed)
+    n, p = integer_grid(bits, signed=signed)
     low, high = min(x.min(), 0), max(x.max(), 0)
     widest = max(-low, high) / p if symmetric else (high - low) / (p - n)
     scales = widest * np.geomspace(1 / 256, 1.25, 2000)
