@@ -10,16 +10,16 @@ from torch.nn.functional import relu, relu6
 
 from minq.affine import fake_quantize, quantize
 from minq.grid import Grid, integer_grid
-from minq.ptq.adaround import (
-    adaround,
+from minq.ptq import adaround as module
+from minq.ptq.adaround import BlockSweep, adaround, sweep
+from minq.ptq.rounding_task import reconstruction_error, stochastic_rounding
+from minq.ptq.soft_rounding import (
     adaround_gradient,
     annealed_beta,
     initial_v,
-    reconstruction_error,
     rectified_sigmoid,
     regularizer,
     soft_quantize,
-    stochastic_rounding,
 )
 
 seeds = st.integers(0, 2**32 - 1)
@@ -241,6 +241,42 @@ def test_progress_ends_with_every_weight_decided():
     seen = []
     adaround(w, x, y, s, bias=b, sweeps=6, progress=lambda *a: seen.append(a))
     assert [k for k, _ in seen] == list(range(6)) and seen[0][1] > 0.2 and seen[-1][1] == 0
+
+
+def both_sweeps(h, r, gram, top, mu):
+    """(h, r) after one sweep by the plain formula, and by blocks."""
+    plain, fast = (h.clone(), r.clone()), (h.clone(), r.clone())
+    sweep(*plain, gram, top, mu)
+    BlockSweep(gram, top)(*fast, mu)
+    return plain, fast
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5])
+def test_blocks_are_the_plain_sweep_bit_for_bit_where_nothing_is_rounded(mu, monkeypatch):
+    """Inputs of +-1 and quarters: all numbers have far fewer than 53 bits."""
+    monkeypatch.setattr(module, "BLOCK", 3)
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randint(2, (2, 4, 8), generator=draw).double() * 2 - 1
+    x[0, :, 4] = 0  # an input that is always 0
+    h = torch.randint(5, (2, 8, 6), generator=draw) / 4.0
+    r = torch.randint(-4, 5, (2, 8, 6), generator=draw) / 4.0
+    top = (torch.rand(2, 8, 6, generator=draw) < 0.8).double()
+    plain, fast = both_sweeps(h.double(), r.double(), x.transpose(1, 2) @ x / 4, top, mu)
+    for a, b in zip(plain, fast, strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(plain[0], h) and len(plain[0].unique()) > 3
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.3])
+def test_blocks_are_the_plain_sweep_up_to_rounding(mu):
+    """Sums in another order, 150 terms below 1; a move passes a difference on, over 1 - mu."""
+    draw = torch.Generator().manual_seed(1)
+    x = relu(torch.randn(2, 300, 150, generator=draw).double())
+    h, top = torch.rand(2, 150, 5, generator=draw).double(), torch.ones(2, 150, 5).double()
+    r = 0.1 * torch.randn(2, 150, 5, generator=draw).double()
+    plain, fast = both_sweeps(h, r, x.transpose(1, 2) @ x / 300, top, mu)
+    for a, b in zip(plain, fast, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("change, words", [

@@ -50,7 +50,13 @@ def decibels(w, error):
 
 def test_formulas_are_the_librarys(js):
     torch = pytest.importorskip("torch")
-    from minq.ptq import adaround
+    from minq.ptq.soft_rounding import (
+        annealed_beta,
+        initial_v,
+        rectified_sigmoid,
+        regularizer,
+        soft_quantize,
+    )
 
     rng = np.random.default_rng(0)
     v, w = rng.normal(0, 3, 300), rng.normal(0, 3, 300)
@@ -63,20 +69,26 @@ def test_formulas_are_the_librarys(js):
     })""", [v.tolist(), w.tolist(), 0.5, [-8, 7]])  # fmt: skip
     tv, tw, s = torch.tensor(v), torch.tensor(w), torch.tensor(0.5, dtype=torch.float64)
     near = dict(rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(got["h"], adaround.rectified_sigmoid(tv), **near)
-    np.testing.assert_allclose(got["start"], adaround.initial_v(tw, s), **near)
-    np.testing.assert_allclose(got["soft"], adaround.soft_quantize(tw, tv, s), **near)
+    np.testing.assert_allclose(got["h"], rectified_sigmoid(tv), **near)
+    np.testing.assert_allclose(got["start"], initial_v(tw, s), **near)
+    np.testing.assert_allclose(got["soft"], soft_quantize(tw, tv, s), **near)
     for beta, penalty in zip([20, 7.5, 2], got["penalty"], strict=True):
-        assert penalty == pytest.approx(float(adaround.regularizer(tv, beta)), rel=1e-9)
+        assert penalty == pytest.approx(float(regularizer(tv, beta)), rel=1e-9)
     for n, betas in zip([1, 10, 500], got["beta"], strict=True):
-        assert betas == pytest.approx([adaround.annealed_beta(t, n) for t in range(n)], rel=1e-9)
+        assert betas == pytest.approx([annealed_beta(t, n) for t in range(n)], rel=1e-9)
 
 
 @pytest.mark.parametrize("scale", [0.11, [0.1, 0.12, 0.15, 0.09, 0.11, 0.1]], ids=["one", "each"])
 def test_run_is_that_of_autograd_and_adam(js, scale):
     """The grid clips weights of every output: there is an error to descend from the start."""
     torch = pytest.importorskip("torch")
-    from minq.ptq import adaround
+    from minq.ptq.soft_rounding import (
+        annealed_beta,
+        initial_v,
+        rectified_sigmoid,
+        regularizer,
+        soft_quantize,
+    )
 
     steps, penalty, lr = 60, 0.5, 0.05
     w = AdaRoundPlay(*layer(), scale=scale, bits=4)
@@ -89,16 +101,16 @@ def test_run_is_that_of_autograd_and_adam(js, scale):
     def error(q):
         return torch.einsum("ok,kl,ol->o", q - weight, gram, q - weight)
 
-    v = adaround.initial_v(weight, s, **how).requires_grad_()
+    v = initial_v(weight, s, **how).requires_grad_()
     adam = torch.optim.Adam([v], lr=lr)
     heights, soft = [], []
     for t in range(steps + 1):
-        each = error(adaround.soft_quantize(weight, v, s, **how))
-        heights.append(adaround.rectified_sigmoid(v).detach().numpy().ravel().copy())
+        each = error(soft_quantize(weight, v, s, **how))
+        heights.append(rectified_sigmoid(v).detach().numpy().ravel().copy())
         soft.append(each.sum().item())
         loss = (weight.shape[1] * each / unit).sum()
         if t >= 0.2 * steps:
-            loss = loss + penalty * adaround.regularizer(v, adaround.annealed_beta(t, steps))
+            loss = loss + penalty * regularizer(v, annealed_beta(t, steps))
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -143,14 +155,14 @@ def test_random_roundings_are_pythons(js):
 
 def test_beats_nearest_and_is_close_to_the_library(js):
     torch = pytest.importorskip("torch")
-    from minq.ptq import adaround
+    from minq.ptq.adaround import adaround
 
     weight, x = layer(12, 24, 400, seed=3)
     w = AdaRoundPlay(weight, x)
     how = "{ steps: 500, penalty: 10, lr: 0.05 }"
     hard = js(SOURCE, f"(m, l) => m.runAdaRound({LAYER}, {how}).hard.at(-1)", packed(w))
     tw, tx = torch.tensor(weight).double(), torch.tensor(x).double()
-    q = adaround.adaround(tw, tx, tx @ tw.T, torch.tensor(w.scale[0], dtype=torch.float64))
+    q = adaround(tw, tx, tx @ tw.T, torch.tensor(w.scale[0], dtype=torch.float64))
     library, plain = (errors(w, v).sum() for v in (q.numpy(), nearest(w)))
     page, library, plain = (decibels(w, e) for e in (hard, library, plain))
     assert page < plain - 3 and abs(page - library) < 3, (page, library, plain)

@@ -54,7 +54,7 @@ def test_pulls_are_autograds(js, case):
 
     t = [torch.tensor(v, dtype=torch.float64) for v in (X, w.scale, w.zero_point)]
     each = js(SOURCE, "(m, [x, ...a]) => x.map(v => m.byScale(v, ...a)[0])", arguments)
-    np.testing.assert_allclose(each, derivative_by_scale(*t, *grid), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(each, derivative_by_scale(*t, grid), rtol=1e-9, atol=1e-12)
 
 
 def test_descent_is_that_of_the_learning_quantizer(js):
