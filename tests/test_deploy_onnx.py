@@ -23,8 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 import minq
 from minq import affine, graph, integer_grid, zoo
 from minq.batches import flat
-from minq.deploy import sealed
-from minq.deploy.onnx import fused, load, to_onnx
+from minq.deploy.onnx import fused, load, sealed, to_onnx
 from minq.ptq.pipeline import ptq
 from minq.quantizer import Quantizer
 from minq.simulate import activation_quantizers, quantizers, weight_quantizers
@@ -403,7 +402,7 @@ def test_groups_and_other_dtypes_and_operators_are_refused(tmp_path):
     q.set_submodule("input.quantizer", grouped.freeze())
     with pytest.raises(ValueError, match="one scale for each group of 2 values"):
         to_onnx(q, tmp_path / "q.onnx")
-    with pytest.raises(ValueError, match="has quantizers but is no captured graph"):
+    with pytest.raises(ValueError, match="has quantizers but was not captured"):
         to_onnx(Lambda(lambda m, x: m.a(x), a=Quantizer(4)), tmp_path / "q.onnx", noise(4, 6))
     for dtype in (torch.bfloat16, torch.float64):
         with pytest.raises(ValueError, match=rf"{dtype} values; call q.float\(\) first"):

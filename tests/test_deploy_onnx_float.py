@@ -13,9 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
 import minq
-from minq.deploy import answers, qdq, sealed
-from minq.deploy import onnx as onnx_module
-from minq.deploy.onnx import fused, load, to_onnx
+from minq.deploy.onnx import compare, engine, fused, load, outputs, qdq, sealed, to_onnx
 from minq.quantizer import Quantizer
 from minq.simulate import quantizers
 
@@ -124,7 +122,7 @@ def test_what_stays_in_float_is_computed_in_float_at_every_level(name, tmp_path)
     found = fused(path)
     assert {op: found[op] for op in ("Gemm", "FusedGemm", "Conv", "ConvTranspose") if found[op]} \
         == expected  # fmt: skip
-    want = onnx_module._in_double(q)(x.double()).float()
+    want = compare.in_double(q)(x.double()).float()
     for quantizer in quantizers(q).values():
         quantizer.off()
     # An engine that rounds on its own costs as much as quantization; ties that fall the other way
@@ -153,7 +151,7 @@ def test_groups_of_weights_are_blocks(activations, tmp_path):
         a.i for node in onnx.load(path).graph.node for a in node.attribute if a.name == "block_size"
     ]
     assert blocks == [5, 5]
-    want = onnx_module._in_double(q)(x.double()).float()
+    want = compare.in_double(q)(x.double()).float()
     for level in LEVELS.values():
         if activations is None:  # nothing is rounded, and nothing can fall the other way
             torch.testing.assert_close(answers_of(path, x, level), want, rtol=1e-4, atol=1e-4)
@@ -174,7 +172,7 @@ def test_layers_behind_other_operators_get_integer_kernels(name, function, warni
     assert (warning is None) or any(warning in str(w.message) for w in said)
     path = to_onnx(q, tmp_path / "q.onnx")
     assert fused(path)["QGemm"] == 2
-    want = onnx_module._in_double(q)(x.double()).float()
+    want = compare.in_double(q)(x.double()).float()
     assert minq.sqnr(want, load(path)(x)) > minq.sqnr(model(x), want) + 6
 
 
@@ -202,7 +200,7 @@ def test_the_file_is_compared_with_the_simulation(tmp_path, monkeypatch):
     monkeypatch.setattr(qdq.Rewriting, "_stay_in_float", lambda *_: None)
     with pytest.warns(UserWarning, match="does not compute what the simulation does: its output"):
         to_onnx(q, tmp_path / "q.onnx", x)
-    monkeypatch.setattr(onnx_module, "onnxruntime", None)
+    monkeypatch.setattr(engine, "onnxruntime", None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         path = to_onnx(q, tmp_path / "q.onnx", x)
@@ -241,7 +239,7 @@ def test_answers_keep_their_structure(tmp_path):
 
 @pytest.mark.parametrize("answer, match", [
     (lambda m, x: (m.a(x), x.shape[0]), "output_1 is a number that depends on the inputs' shapes"),
-    (lambda m, x: (None, 3), "answers with no tensor"),
+    (lambda m, x: (None, 3), "returns no tensor"),
 ])  # fmt: skip
 def test_answers_that_no_file_can_hold_are_named(answer, match, tmp_path):
     q = minq.capture(Lambda(answer, a=nn.Linear(6, 3)).eval(), noise(4, 6))
@@ -250,12 +248,12 @@ def test_answers_that_no_file_can_hold_are_named(answer, match, tmp_path):
 
 
 def test_classes_that_are_not_known_become_plain_ones():
-    text = answers.write(Pair(answers.Place(0), OrderedDict(k=None)))
-    assert answers.read(text, [7]) == Pair(7, OrderedDict(k=None))
-    unknown = answers.read(text.replace(__name__, "nowhere").replace("OrderedDict", "No"), [7])
+    text = outputs.write(Pair(outputs.Place(0), OrderedDict(k=None)))
+    assert outputs.read(text, [7]) == Pair(7, OrderedDict(k=None))
+    unknown = outputs.read(text.replace(__name__, "nowhere").replace("OrderedDict", "No"), [7])
     assert unknown == Pair(7, {"k": None}) and unknown._fields == Pair._fields
     with pytest.raises(ValueError, match="output_1_b is a complex, which a file cannot hold"):
-        answers.write((None, {"b": 1j}))
+        outputs.write((None, {"b": 1j}))
 
 
 # --- Files of two parts ---------------------------------------------------------------------------

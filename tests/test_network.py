@@ -138,7 +138,7 @@ def test_what_is_quantized_is_not_quantized_again(tmp_path):
             minq.ptq(net, x)
         with pytest.raises(ValueError, match="quantized already"):
             minq.qat.prepare(net, x)
-    with pytest.raises(ValueError, match="has quantizers but is no captured graph"):
+    with pytest.raises(ValueError, match="has quantizers but was not captured"):
         minq.to_onnx(nn.Sequential(q), tmp_path / "file", example=x)
     assert not (tmp_path / "file").exists()
 

@@ -21,7 +21,7 @@ from minq import graph
 from minq._checks import check_count
 from minq.batches import batches_of
 from minq.deploy import kernels
-from minq.deploy.compile import Compiler
+from minq.deploy.compiler.compile import Compiler
 from minq.deploy.cost import OperatorCost, layer_costs
 from minq.deploy.normalize import Normalize
 from minq.export import outside

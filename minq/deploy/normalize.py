@@ -92,7 +92,7 @@ class Softmax(Normalize):
 
     The scores are whole numbers of steps below the largest, so the table is short: 17.4 / s steps,
     or as many as the grid has levels. hidden: what the level ``low`` stands for, if that is a mask
-    (``minq.deploy.forms.Hidden``); it lies beyond the table.
+    (``minq.deploy.compiler.forms.Hidden``); it lies beyond the table.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from minq import graph
 from minq.deploy import kernels
-from minq.deploy.forms import (
+from minq.deploy.compiler.forms import (
     Constant,
     Filled,
     Hidden,
@@ -32,7 +32,7 @@ from minq.deploy.normalize import NOTHING
 from minq.simulate import place
 
 if TYPE_CHECKING:
-    from minq.deploy.compile import Compiler
+    from minq.deploy.compiler.compile import Compiler
 
 aten = torch.ops.aten
 

@@ -1,9 +1,8 @@
 """From a simulated network to a program of integers: one walk through the graph.
 
-``minq.deploy.forms`` names what a tensor may stand for; ``HANDLERS`` says what makes that of an
-operator, and ``linear``, ``moves`` and ``functions`` do it. A quantizer turns any form into
-integers on its grid. Operators that have no integer form compute in floats, and are
-named.
+``minq.deploy.compiler.forms`` names what a tensor may stand for; ``HANDLERS`` says what makes that
+of an operator. A quantizer turns any form into integers on its grid. Operators that have no integer
+form compute in floats, and are named.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from minq import graph
-from minq.deploy import functions, kernels, linear, moves
-from minq.deploy.double import in_double
-from minq.deploy.forms import (
+from minq.deploy import kernels
+from minq.deploy.compiler import linear, moves, tables
+from minq.deploy.compiler.double import in_double
+from minq.deploy.compiler.forms import (
     Constant,
     Filled,
     Function,
@@ -46,21 +46,21 @@ _CONVERSIONS = frozenset("to _to_copy type_as convert_element_type".split())
 
 HANDLERS: dict[str, Callable] = {
     **dict.fromkeys(graph.TRANSPARENT, moves.move),
-    **dict.fromkeys(graph.MAKERS, functions.made),
+    **dict.fromkeys(graph.MAKERS, tables.made),
     **dict.fromkeys(graph.JOINS, moves.join),
     **dict.fromkeys(graph.CONVOLUTIONS | graph.TRANSPOSED | {"linear"}, linear.layer),
     **dict.fromkeys(graph.PRODUCTS | {"mul"}, linear.product),
     **dict.fromkeys(graph.FUSED, linear.fused),
     **dict.fromkeys(linear.RATIONAL, linear.rational),
     **dict.fromkeys(("add", "sub", "rsub"), linear.add),
-    **dict.fromkeys(graph.FUNCTIONS, functions.pointwise),
-    **dict.fromkeys(("softmax", "log_softmax"), functions.softmax),
-    **dict.fromkeys(_NORMS, functions.norm),
-    **dict.fromkeys(_CONVERSIONS, functions.converted),
+    **dict.fromkeys(graph.FUNCTIONS, tables.pointwise),
+    **dict.fromkeys(("softmax", "log_softmax"), tables.softmax),
+    **dict.fromkeys(_NORMS, tables.norm),
+    **dict.fromkeys(_CONVERSIONS, tables.converted),
     "neg": linear.neg,
     "rescale": linear.rescale,
     "batch_norm": linear.batch_norm,
-    "embedding": functions.embedding,
+    "embedding": tables.embedding,
     **dict.fromkeys(("argmax", "argmin", "argsort"), moves.move),
 }
 """What makes a form of an operator; it raises ``Island`` where there is none."""
@@ -158,8 +158,8 @@ class Compiler:
                 return HANDLERS[kind](self, node)
             if all(isinstance(form, Plain) for form in inputs):
                 return self._of_no_data(node)
-            if any(isinstance(f, Function) for f in inputs) and kind in functions.MORE:
-                return functions.pointwise(self, node)
+            if any(isinstance(f, Function) for f in inputs) and kind in tables.MORE:
+                return tables.pointwise(self, node)
             handler = HANDLERS.get(kind)
             if handler is None:
                 raise Island("no integer form")
@@ -314,7 +314,7 @@ class Compiler:
         if isinstance(form, Constant):
             return self.sum_of(form)
         if isinstance(form, Rows):
-            return functions.rows_as_term(self, form)
+            return tables.rows_as_term(self, form)
         if isinstance(form, Filled):
             return Sum((), torch.tensor(form.value, dtype=torch.float64))
         known = isinstance(form, Parameter) or value in self._known

@@ -194,7 +194,7 @@ class Rewriting:
         if not self._moves(node) or node.op_type == "Concat":
             return
         found = self._quantizer(node.inputs[0])
-        if found is None or found[1].axis is not None:
+        if found is None or found[1].granularity.axis is not None:
             return
         for value in node.outputs:
             readers = [reader for reader, _ in value.uses()]
@@ -210,10 +210,10 @@ class Rewriting:
         if len(node.inputs) < 3 or (bias := _constant(node.inputs[2])) is None:
             return
         found = [self._quantizer(x) for x in node.inputs[:2]]
-        if None in found or found[0][1].axis is not None or bias.ndim != 1:
+        if None in found or found[0][1].granularity.axis is not None or bias.ndim != 1:
             return
         (_, x), (_, weight) = found
-        if weight.group is not None:
+        if weight.granularity.group is not None:
             return
         scale = np.asarray(_scale(weight) * _scale(x))
         bias_int = np.round(bias / scale)
@@ -255,7 +255,7 @@ class Rewriting:
         if value is None:
             return True
         if (found := self._on_grid(value)) is not None:
-            return found[1].group is None
+            return found[1].granularity.group is None
         node = value.producer()
         return node is not None and node.op_type == "DequantizeLinear"
 

@@ -1,6 +1,6 @@
 """Functions of one number, of rows of numbers, of whole numbers: tables, and what replaces a float.
 
-See ``minq.deploy.forms``.
+See ``minq.deploy.compiler.forms``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from minq import graph
 from minq.deploy import kernels
-from minq.deploy.forms import (
+from minq.deploy.compiler.forms import (
     ENTRIES,
     Constant,
     Filled,
@@ -32,7 +32,7 @@ from minq.deploy.forms import (
 from minq.deploy.normalize import LayerNorm, LogSoftmax, Softmax
 
 if TYPE_CHECKING:
-    from minq.deploy.compile import Compiler
+    from minq.deploy.compiler.compile import Compiler
 
 MORE = frozenset("add sub rsub neg rescale mul div pow".split())
 """What is such a function too, where all operands but one are numbers."""

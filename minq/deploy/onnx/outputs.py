@@ -1,4 +1,4 @@
-"""What a network answers, written down: tensors by number, and whatever stands around them.
+"""What a network returns, written down: tensors by number, and the containers around them.
 
 write(tree, name)      JSON of nested containers; their leaves are numbers of tensors, or constants
 read(text, tensors)    the same containers again, with tensors in the places of their numbers
@@ -59,7 +59,7 @@ def _written(tree: Any, name: str) -> dict[str, Any]:
     if kind in (list, tuple):
         return {kind.__name__: [_written(v, f"{name}_{k}") for k, v in enumerate(tree)]}
     raise ValueError(
-        f"{name} is a {kind.__name__}, which a file cannot hold; let the network answer with "
+        f"{name} is a {kind.__name__}, which a file cannot hold; let the network return "
         "tensors, numbers, words and None, in tuples, lists and dicts with words as keys"
     )
 

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from minq import graph
-from minq.deploy.forms import Island
+from minq.deploy.compiler.forms import Island
 
 
 def denominator(node: fx.Node) -> int:

@@ -1,4 +1,7 @@
-"""Layers, products and sums: what a device multiplies and adds. See ``minq.deploy.forms``."""
+"""Layers, products and sums: what a device multiplies and adds.
+
+See ``minq.deploy.compiler.forms``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from minq import graph
 from minq.deploy import kernels
-from minq.deploy.forms import (
+from minq.deploy.compiler.forms import (
     INF,
     Constant,
     Filled,
@@ -24,13 +27,13 @@ from minq.deploy.forms import (
     Sum,
     Term,
 )
-from minq.deploy.moves import hide, masked_fill
-from minq.deploy.rational import count, denominator
+from minq.deploy.compiler.moves import hide, masked_fill
+from minq.deploy.compiler.rational import count, denominator
 from minq.mac import accumulator_bits_of, bits_for
 from minq.simulate import place
 
 if TYPE_CHECKING:
-    from minq.deploy.compile import Compiler
+    from minq.deploy.compiler.compile import Compiler
 
 aten = torch.ops.aten
 
