@@ -19,6 +19,8 @@ __all__, __getattr__, __dir__ = lazily(
         "grid": "Grid integer_grid round_half_even round_straight_through",
         "granularity": "Granularity",
         "quantizer": "Quantizer",
+        "scheme": "Scheme",
+        "estimators": "",
         "fold": "fold_batch_norm fold_batch_norms",
         "export": "capture CaptureError",
         "graph": "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 
@@ -27,3 +28,12 @@ def lazily(
         raise AttributeError(f"{package} has no {name!r}; it has {', '.join(names)}")
 
     return names, load, lambda: sorted([*vars(sys.modules[package]), *names])
+
+
+def make_callable(package: str, function: Callable[..., Any]) -> None:
+    """Let ``package(...)`` be ``function(...)``: ``minq.ptq`` is a function that has modules.
+
+    A function beside a package of its name would be overwritten by whoever imports the package.
+    """
+    kind = type("CallableModule", (ModuleType,), {"__call__": staticmethod(function)})
+    sys.modules[package].__class__ = kind

@@ -11,14 +11,13 @@ The grid, the range and the stage are part of ``state_dict``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from minq import ranges
 from minq._checks import as_float, compute_dtype, saturating_cast
+from minq.estimators import Estimator, as_estimator
 from minq.granularity import Granularity
 from minq.grid import integer_grid, operands, round_straight_through
 from minq.straight_through import fake_quantize_trained, scale_gradient
@@ -26,17 +25,14 @@ from minq.straight_through import fake_quantize_trained, scale_gradient
 STAGES = ("off", "observe", "frozen", "learn")
 _RANGE = ("low", "high", "scale", "zero_point")
 
-Estimator = Callable[..., tuple[Tensor, Tensor]]
-
 
 class Quantizer(nn.Module):
     """Fake quantization with a range of its own.
 
     bits, signed, narrow_range, symmetric, power_of_two, axis, group: as in ``minq.affine``; kept as
         ``grid`` and ``granularity``.
-    estimator: ``"min_max"``, ``"percentile"``, ``"mse"``, or any function
-        ``(x, *, axis, group) -> (low, high)``. ``"output"`` is ``"mse"``, to be compared with other
-        ranges by ``minq.ptq``, which knows what reads the tensor.
+    estimator: an object of ``minq.estimators``, its short form ("min_max", "percentile", "mse",
+        "output"), or any function ``(x, *, axis, group) -> (low, high)``.
     average: how the ranges of several batches become one. False (default for min-max): their union.
         True (default otherwise): their mean.
 
@@ -58,16 +54,15 @@ class Quantizer(nn.Module):
         power_of_two: bool = False,
         axis: int | None = None,
         group: int | None = None,
-        estimator: str | Estimator = "min_max",
+        estimator: str | Estimator | Callable[..., tuple[Tensor, Tensor]] = "min_max",
         average: bool | None = None,
     ) -> None:
         super().__init__()
         self.grid = integer_grid(bits, signed=signed, narrow_range=narrow_range)
         self.granularity = Granularity(axis, group)
         self.symmetric, self.power_of_two = symmetric, power_of_two
-        self.average = estimator != "min_max" if average is None else average
-        self.by_output = estimator == "output"
-        self.estimate = self._estimator(estimator)
+        self.estimator = as_estimator(estimator)
+        self.average = self.estimator.average if average is None else average
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
@@ -77,28 +72,6 @@ class Quantizer(nn.Module):
         self.register_parameter("log2_scale", None)  # what is trained in place of the scale
         self.normalize = False
         self._stage = "observe"
-
-    def _estimator(self, estimator: str | Estimator) -> Estimator:
-        if callable(estimator):
-            return estimator
-        mse = partial(
-            ranges.mse,
-            bits=self.grid.bits,
-            signed=self.grid.signed,
-            narrow_range=self.grid.narrow_range,
-            symmetric=self.symmetric,
-        )
-        known: dict[str, Estimator] = {
-            "min_max": ranges.min_max,
-            "percentile": ranges.percentile,
-            "mse": mse,
-            "output": mse,
-        }
-        if estimator not in known:
-            raise ValueError(
-                f"estimator must be one of {', '.join(known)} or a function, not {estimator!r}"
-            )
-        return known[estimator]
 
     # --- stages -----------------------------------------------------------------------------------
 
@@ -199,8 +172,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
-        axis, group = self.granularity.axis, self.granularity.group
-        low, high = self.estimate(x.detach(), axis=axis, group=group)
+        low, high = self.estimator.find(x.detach(), self, self.granularity)
         seen = int(self.batches)
         if seen and low.shape != self.low.shape:
             raise ValueError(

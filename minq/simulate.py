@@ -16,83 +16,51 @@ An operator outside these rules computes in float, and a warning names it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
-from functools import partial
 from typing import Any
 
 from torch import fx
 
-from minq import graph, masks, ranges
-from minq.quantizer import Estimator, Quantizer
+from minq import graph, masks
+from minq.granularity import Granularity
+from minq.quantizer import Quantizer
 from minq.recurrent import SEQUENCES, STEPS
+from minq.scheme import Scheme
 
 _COMPUTING = graph.LAYERS | graph.PRODUCTS | graph.FUSED | graph.OTHERS | graph.JOINS
 
 
 def insert_quantizers(
-    gm: fx.GraphModule,
-    *,
-    weights: int | None = 8,
-    activations: int | None = 8,
-    per_channel: bool = False,
-    group_size: int | None = None,
-    symmetric: bool = False,
-    weight_estimator: str | Estimator = "mse",
-    activation_estimator: str | Estimator = "output",
-    skip: Iterable[str] = (),
-    layers: Mapping[str, Mapping[str, Any]] | None = None,
+    gm: fx.GraphModule, scheme: Scheme | None = None, **settings: Any
 ) -> fx.GraphModule:
     """Put quantizers into a captured graph; ``gm`` is changed and returned. All of them are off.
 
-    weights, activations: bits, or None for none of that kind.
-    per_channel: one scale for each output channel of a weight.
-    group_size: one for each so many weights of a channel, which per_channel=True must allow.
-    symmetric: activations too get a signed grid without zero-point.
-    skip: layers that stay in float, by name or pattern, as ``"classifier"`` or ``"features.0.*"``.
-    layers: other settings for some layers, {pattern: {"weights": 4, "activations": 8,
-        "per_channel": True, "group_size": 32, "symmetric": True, "groups": 8}}; the first pattern
-        that fits counts. groups: the last axis of the activation gets so many ranges, see
-        ``ranges.grouped``.
-
     Quantizers are submodules, ``features.0.0.weight_quantizer`` and ``features.0.2.quantizer``.
-    Raises ValueError for a pattern that fits nothing.
+
+    Args:
+        gm: what ``minq.capture`` returns.
+        scheme, settings: a ``minq.Scheme``, or its fields one by one.
+
+    Raises:
+        ValueError: a pattern of ``skip`` or ``layers`` fits nothing, or weights that share one
+            scale are to be cut into groups.
     """
     if quantizers(gm):
         raise ValueError("the graph has quantizers already; start again from minq.capture")
-    plan = _Plan(gm, skip, layers, weights, activations, per_channel, group_size, symmetric)
-    quantized: dict[fx.Node, fx.Node] = {}
-    found = plan.found = masks.find(gm)
-    data = plan.data = _data(gm) - found.masks
-    unsupported: dict[str, list[str]] = {}
+    plan = _Plan(gm, Scheme.made(scheme, settings))
     for node in list(gm.graph.nodes):
         if node.op == "placeholder" and graph.is_float(node):
-            if node not in found.masks | found.partly:
-                _after(gm, node, plan.activation(node, activation_estimator), quantized, plan)
-        if node.op != "call_function" or node not in data:
-            continue
-        kind = graph.op(node)
-        if kind not in _COMPUTING and not graph.fills_up(node):
-            if kind not in graph.TRANSPARENT and kind != "rescale" and node not in found.hidden:
-                unsupported.setdefault(kind, []).append(place(node))
-            continue
-        if plan.skips(node):
-            continue
-        if kind in graph.LAYERS | graph.PRODUCTS:
-            _quantize_weights(gm, node, plan, weight_estimator, quantized)
-        _quantize_inputs(gm, node, plan, activation_estimator, quantized)
-        later = node in found.hidden or _rounded_later(node, plan) or _on_one_scale(node, plan)
-        if graph.is_float(node) and not later:
-            _after(gm, node, plan.activation(node, activation_estimator), quantized, plan)
+            if node not in plan.found.masks | plan.found.partly:
+                _after(node, plan.activation(node), plan)
+        elif plan.computes(node) and not plan.skips(node):
+            if graph.op(node) in graph.LAYERS | graph.PRODUCTS:
+                _quantize_weights(node, plan)
+            _quantize_inputs(node, plan)
+            if graph.is_float(node) and not _stays(node, plan):
+                _after(node, plan.activation(node), plan)
     plan.check()
-    _warn_of_floats(gm, plan)
-    for kind, where in unsupported.items():
-        warnings.warn(
-            f"{kind} is not among the operators that are quantized and stays in float, in "
-            f"{', '.join(where[:5])}{' ...' if len(where) > 5 else ''}; "
-            f"{_SEQUENCE if kind in SEQUENCES else _REWRITE}",
-            stacklevel=3,
-        )
+    _warn_of_floats(plan)
+    _warn_of_unsupported(plan)
     return graph.tidy(gm)
 
 
@@ -144,9 +112,6 @@ def place(node: fx.Node) -> str:
 # --- Which quantizer, and where -------------------------------------------------------------------
 
 
-_WHOLE = {"axis": None, "group": None}
-
-
 def _outputs(node: fx.Node, weight: fx.Node) -> int | None:
     """The dimension of a weight that holds the outputs; None where it is none, or not one."""
     kind = graph.op(node)
@@ -159,91 +124,61 @@ def _outputs(node: fx.Node, weight: fx.Node) -> int | None:
 
 
 class _Plan:
-    """The settings of each layer, and which patterns were used."""
+    """What is known while quantizers are put in: each layer's scheme, masks, what is done."""
 
-    found: masks.Masks
-    data: set[fx.Node]
+    def __init__(self, gm: fx.GraphModule, scheme: Scheme) -> None:
+        self.gm, self.scheme = gm, scheme
+        self.found = masks.find(gm)
+        self.data = _data(gm) - self.found.masks
+        self.used: set[str] = set()
+        """Patterns of the scheme that fit a layer."""
+        self.quantized: set[fx.Node] = set()
+        """What is on a grid: quantizers, and what they read."""
+        self.unsupported: dict[str, list[str]] = {}
+        """Where each kind of operator stays in float because there is no rule for it."""
 
-    def __init__(
-        self, gm, skip, layers, weights, activations, per_channel, group_size, symmetric
-    ) -> None:
-        self.gm = gm
-        self.skip = {skip: False} if isinstance(skip, str) else dict.fromkeys(skip, False)
-        self.layers, self.used = dict(layers or {}), set()
-        self.default = {
-            "weights": weights,
-            "activations": activations,
-            "per_channel": per_channel,
-            "group_size": group_size,
-            "symmetric": symmetric,
-            "groups": None,
-        }
-        for pattern, setting in self.layers.items():
-            if unknown := set(setting) - set(self.default):
-                raise ValueError(
-                    f"layers[{pattern!r}] has {', '.join(sorted(unknown))}; it may have "
-                    f"{', '.join(self.default)}"
-                )
+    def computes(self, node: fx.Node) -> bool:
+        """Whether the operator computes with data, by a rule; if there is none, it is noted."""
+        if node.op != "call_function" or node not in self.data:
+            return False
+        kind = graph.op(node)
+        if kind in _COMPUTING or graph.fills_up(node):
+            return True
+        if kind not in graph.TRANSPARENT and kind != "rescale" and node not in self.found.hidden:
+            self.unsupported.setdefault(kind, []).append(place(node))
+        return False
 
     def skips(self, node: fx.Node) -> bool:
-        hits = [pattern for pattern in self.skip if fnmatch(place(node), pattern)]
-        self.skip.update(dict.fromkeys(hits, True))
+        hits = [pattern for pattern in self.scheme.skip if fnmatch(place(node), pattern)]
+        self.used.update(hits)
         return bool(hits)
 
-    def setting(self, node: fx.Node) -> dict[str, Any]:
+    def of(self, node: fx.Node) -> Scheme:
         names = [place(node)]
         if graph.op(node) in graph.FUSED and graph.is_layer(node.args[0]):
             names.append(place(node.args[0]))  # what a layer and its ReLU give is one tensor
-        for pattern, setting in self.layers.items():
-            if any(fnmatch(name, pattern) for name in names):
-                self.used.add(pattern)
-                return self.default | dict(setting)
-        return self.default
+        if (pattern := self.scheme.pattern_of(names)) is None:
+            return self.scheme
+        self.used.add(pattern)
+        return self.scheme.with_pattern(pattern)
 
-    def weight(
-        self, node: fx.Node, weight: fx.Node, estimator: str | Estimator
-    ) -> Quantizer | None:
-        setting, axis = self.setting(node), None
-        if setting["weights"] is None:
-            return None
-        if setting["per_channel"]:
-            axis = _outputs(node, weight)
-        if setting["group_size"] is not None and axis is None:
+    def weight(self, node: fx.Node, weight: fx.Node) -> Quantizer | None:
+        quantizer = self.of(node).weight_quantizer(_outputs(node, weight))
+        granularity = Granularity() if quantizer is None else quantizer.granularity
+        if granularity.group is not None and granularity.axis is None:
             raise ValueError(
                 f"{place(node)}: groups are cut out of output channels, and this weight has one "
                 "scale for all of them; pass per_channel=True, or skip= the layer"
             )
-        return Quantizer(
-            setting["weights"],
-            signed=True,
-            symmetric=True,
-            axis=axis,
-            group=setting["group_size"],
-            estimator=estimator,
-        )
-
-    def activation(self, node: fx.Node, estimator: str | Estimator) -> Quantizer | None:
-        setting = self.setting(node)
-        if setting["activations"] is None or self.skips(node):
-            return None
-        both, groups = setting["symmetric"], setting["groups"]
-        quantizer = Quantizer(
-            setting["activations"],
-            signed=both,
-            symmetric=both,
-            axis=None if groups is None else -1,
-            estimator=estimator,
-        )
-        if groups is not None:
-            quantizer.estimate = partial(
-                ranges.grouped, groups=groups, estimate=partial(quantizer.estimate, **_WHOLE)
-            )
         return quantizer
 
+    def activation(self, node: fx.Node) -> Quantizer | None:
+        scheme = self.of(node)
+        return None if self.skips(node) else scheme.activation_quantizer()
+
     def check(self) -> None:
-        unused = [p for p, hit in self.skip.items() if not hit]
-        unused += [p for p in self.layers if p not in self.used]
-        if unused:
+        patterns = (*self.scheme.skip, *(self.scheme.layers or ()))
+        if unused := [pattern for pattern in patterns if pattern not in self.used]:
             names = ", ".join(list(graph.layers(self.gm))[:8])
             raise ValueError(f"no layer is called {', '.join(unused)}; there are {names}, ...")
 
@@ -261,14 +196,15 @@ def _data(gm: fx.GraphModule) -> set[fx.Node]:
     return data
 
 
-def _after(gm, node, quantizer, quantized, plan, name=None) -> None:
+def _after(node: fx.Node, quantizer: Quantizer | None, plan: _Plan, name: str = "") -> None:
     """Put a quantizer between a node and all that reads it, but for masks."""
-    if quantizer is None or node in quantized:
+    if quantizer is None or node in plan.quantized:
         return
     if node.op == "get_attr":
         name = f"{node.target}_quantizer"
     else:
         name = f"{name or place(node)}.quantizer".lstrip(".")
+    gm = plan.gm
     name = graph.unused(gm, name)
     quantizer.off().to(graph.device_of(gm))
     gm.add_submodule(name, quantizer)
@@ -278,35 +214,45 @@ def _after(gm, node, quantizer, quantized, plan, name=None) -> None:
     new.meta.update(node.meta)
     for user in users:
         user.replace_input_with(node, new)
-    quantized[node] = quantized[new] = new
+    plan.quantized |= {node, new}
 
 
-def _quantize_weights(gm, node, plan, estimator, quantized) -> None:
+def _quantize_weights(node: fx.Node, plan: _Plan) -> None:
     operands = node.args if graph.op(node) in graph.PRODUCTS else [graph.weight_node(node)]
     for weight in operands:
         if weight.op == "get_attr" and graph.is_float(weight):
-            _after(gm, weight, plan.weight(node, weight, estimator), quantized, plan)
+            _after(weight, plan.weight(node, weight), plan)
 
 
-def _warn_of_floats(gm: fx.GraphModule, plan: _Plan) -> None:
+def _warn_of_floats(plan: _Plan) -> None:
     """Name the layers whose weight or input is on no grid, though nobody asked for that."""
     weights, inputs = [], []
-    for node in gm.graph.nodes:
+    for node in plan.gm.graph.nodes:
         if graph.op(node) not in graph.LAYERS | graph.PRODUCTS or plan.skips(node):
             continue
-        setting = plan.setting(node)
-        if graph.op(node) in graph.LAYERS and setting["weights"] is not None:
+        scheme = plan.of(node)
+        if graph.op(node) in graph.LAYERS and scheme.weights is not None:
             if not is_quantizer(graph.weight_node(node)):
                 weights.append(place(node))
-        if setting["activations"] is not None and any(map(plan.found.hides, _operands(node))):
+        if scheme.activations is not None and any(map(plan.found.hides, _operands(node))):
             inputs.append(place(node))
     for names, what in ((weights, "weight"), (inputs, "input")):
         if names:
-            warnings.warn(
-                f"the {what} of {', '.join(names[:5])}{' ...' if len(names) > 5 else ''} "
-                f"{_REASONS[what]}",
-                stacklevel=4,
-            )
+            warnings.warn(f"the {what} of {_some(names)} {_REASONS[what]}", stacklevel=4)
+
+
+def _warn_of_unsupported(plan: _Plan) -> None:
+    """Name the operators that no rule is for."""
+    for kind, places in plan.unsupported.items():
+        warnings.warn(
+            f"{kind} is not among the operators that are quantized and stays in float, in "
+            f"{_some(places)}; {_SEQUENCE if kind in SEQUENCES else _REWRITE}",
+            stacklevel=4,
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 _SEQUENCE = f"its sequences must have a fixed length (with batch_first=True) of at most {STEPS}"
@@ -321,11 +267,11 @@ _REASONS = {
 }
 
 
-def _quantize_inputs(gm, node, plan, estimator, quantized) -> None:
+def _quantize_inputs(node: fx.Node, plan: _Plan) -> None:
     """Whatever the operator reads must be on a grid: what came from float gets a quantizer here."""
     for x in _operands(node):
         source = _source(x)
-        if source in quantized or not graph.is_float(source):
+        if source in plan.quantized or not graph.is_float(source):
             continue
         if x in plan.found.masks or {x, source} & plan.found.hidden:
             continue
@@ -334,10 +280,9 @@ def _quantize_inputs(gm, node, plan, estimator, quantized) -> None:
         if graph.op(node) in graph.FUSED and x is node.args[0]:
             continue  # rounded behind the activation function
         if source.op == "get_attr":  # a constant that is added, such as a positional embedding
-            _after(gm, source, plan.activation(node, estimator), quantized, plan)
+            _after(source, plan.activation(node), plan)
         else:
-            name = f"{place(node)}.input"
-            _after(gm, x, plan.activation(node, estimator), quantized, plan, name)
+            _after(x, plan.activation(node), plan, f"{place(node)}.input")
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:
@@ -368,12 +313,17 @@ def _source(node: fx.Node) -> fx.Node:
     return node
 
 
+def _stays(node: fx.Node, plan: _Plan) -> bool:
+    """Whether what the operator gives gets no quantizer of its own here."""
+    return node in plan.found.hidden or _rounded_later(node, plan) or _on_one_scale(node, plan)
+
+
 def _on_one_scale(node: fx.Node, plan: _Plan) -> bool:
     """Whether an embedding is on a grid as it is, or is added to others before it is rounded."""
     if graph.op(node) != "embedding":
         return False
-    setting = plan.setting(node)
-    many = setting["weights"] is not None and setting["per_channel"]
+    scheme = plan.of(node)
+    many = scheme.weights is not None and scheme.per_channel
     return not many or all(graph.op(user) in ("add", "sub") for user in node.users)
 
 

@@ -30,7 +30,7 @@ def net(forward, **more):
 
 
 def quantized(model, x, **settings):
-    return minq.ptq(model, x, rounding="nearest", correct_bias=False, **settings)
+    return minq.ptq(model, x, rounding=minq.ptq.Nearest(correct_bias=False), **settings)
 
 
 def off_equals(model, x, batch=None):

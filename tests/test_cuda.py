@@ -21,7 +21,7 @@ import minq
 from minq import zoo
 from minq.ptq.mixed import allocate, sensitivity
 from minq.ptq.smooth import smooth
-from minq.qat import batchnorm
+from minq.qat import Checkpoint, batchnorm
 from minq.simulate import quantizers
 
 if not torch.cuda.is_available():
@@ -129,7 +129,7 @@ def test_a_loader_on_the_cpu_feeds_a_network_on_the_gpu():
 
 def test_the_report_smoothing_and_bits_by_sensitivity():
     model, x = toy().to(GPU), samples(64)[0].to(GPU)
-    plain = {"equalize": False, "rounding": "nearest", "correct_bias": False}
+    plain = {"equalize": False, "rounding": minq.ptq.Nearest(correct_bias=False)}
     q = minq.ptq(model, x, weights=4, progress=False, **plain)
     report = minq.debug(q, model, x[:16])
     assert report.exact > 60 and report.worst(1)[0] in quantizers(q)
@@ -146,13 +146,13 @@ def test_the_report_smoothing_and_bits_by_sensitivity():
 # --- Training -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", batchnorm.WAYS)
+@pytest.mark.parametrize("way", batchnorm.NAMES)
 def test_training_learns(way):
     model, x = toy().to(GPU), samples(128, 7)[0].to(GPU)
     losses = []
     gm = minq.qat(
-        model, batches(60), F.cross_entropy, calibration=x, rate=3e-3, weights=2, activations=2,
-        batch_norm=way, per_channel=True, watch=lambda step, value, net: losses.append(value),
+        model, batches(60), F.cross_entropy, calibration=x, lr=3e-3, weights=2, activations=2,
+        batch_norm=way, per_channel=True, callback=lambda step, value, net: losses.append(value),
     )  # fmt: skip
     assert all_on_gpu(gm) and not gm.training
     assert sum(losses[-10:]) < sum(losses[:10])
@@ -175,8 +175,8 @@ def test_a_stopped_training_goes_on_with_the_same_random_numbers(tmp_path):
 
     whole, path = train(), tmp_path / "run.pt"
     with pytest.raises(KeyboardInterrupt):
-        train(checkpoint=path, every=1, watch=stop)
-    again = train(seed=7, checkpoint=path, every=1)
+        train(checkpoint=Checkpoint(path, every=1), callback=stop)
+    again = train(seed=7, checkpoint=Checkpoint(path, every=1))
     for k, v in whole.state_dict().items():
         if isinstance(v, torch.Tensor):
             torch.testing.assert_close(again.state_dict()[k], v, rtol=1e-4, atol=1e-5)

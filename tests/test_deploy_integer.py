@@ -425,7 +425,7 @@ def test_bad_networks_and_settings_are_refused():
 
 def test_a_network_in_training_is_refused():
     x = zoo.calibration_set("resnet_basic", 8)
-    q = minq.qat.prepare(zoo_graph("resnet_basic"), x, batch_norm="refold")
+    q = minq.qat.prepare(zoo_graph("resnet_basic"), x, batch_norm="dynamic")
     with pytest.raises(TypeError, match="still in training; call minq.qat.finish"):
         minq.to_integer(q)
 

@@ -28,7 +28,8 @@ def seed():
 
 
 def quantized(model, x, **settings):
-    q = minq.ptq(model.eval(), x, rounding="nearest", equalize=False, progress=False, **settings)
+    settings = {"rounding": "nearest", "equalize": False, "progress": False} | settings
+    q = minq.ptq(model.eval(), x, **settings)
     return q, x
 
 
@@ -60,7 +61,8 @@ def overflow():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     with torch.no_grad():
         model[2].weight[0], model[2].bias[0] = 1e-9, 50.0
-    return quantized(model, noise(64, 6), per_channel=True, correct_bias=False)
+    rounding = minq.ptq.Nearest(correct_bias=False)
+    return quantized(model, noise(64, 6), per_channel=True, rounding=rounding)
 
 
 def product(**settings):

@@ -117,7 +117,7 @@ def test_parameters_of_one_network_go_into_another():
     assert torch.equal(q(x), other(x))
 
 
-@pytest.mark.parametrize("way", ["fold", "refold", "keep"])
+@pytest.mark.parametrize("way", ["fold", "dynamic", "keep"])
 def test_a_network_is_saved_while_it_trains(way):
     model, x = kind("convolutions")
     q = minq.qat.prepare(model, x, per_channel=True, batch_norm=way)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import minq
+from minq.ptq import AdaRound, Nearest
 from minq.simulate import activation_quantizers, weight_quantizers
 
 
@@ -46,19 +47,20 @@ def test_a_head_is_parted_from_its_embedding_when_it_is_rounded():
     ).eval()  # fmt: skip
     model.o.weight = model.e.weight
     ids, found = torch.randint(0, 40, (128, 9)), {}
-    for rounding in ("nearest", "adaround"):
-        q = minq.ptq(model, ids, weights=4, per_channel=True, rounding=rounding, sweeps=3)
-        found[rounding] = minq.sqnr(model(ids).detach(), q(ids).detach())
-        assert len(weight_quantizers(q)) == (2 if rounding == "nearest" else 3)
+    for rounding in (Nearest(), AdaRound(sweeps=3)):
+        q = minq.ptq(model, ids, weights=4, per_channel=True, rounding=rounding)
+        found[type(rounding)] = minq.sqnr(model(ids).detach(), q(ids).detach())
+        assert len(weight_quantizers(q)) == (2 if rounding == Nearest() else 3)
     assert "o.weight_quantizer" in weight_quantizers(q)
-    assert found["adaround"] > found["nearest"] + 1
+    assert found[AdaRound] > found[Nearest] + 1
 
 
 def test_a_weight_that_layers_share_is_rounded_to_nearest():
     torch.manual_seed(0)
     model, x = Lambda(lambda m, x: m.a(m.a(x).relu()), a=nn.Linear(8, 8)).eval(), noise(64, 8)
     kept = {}
-    for rounding in ("nearest", "adaround"):
-        q = minq.ptq(model, x, weights=4, rounding=rounding, correct_bias=False)
-        kept[rounding] = minq.quantizers(q)["a.weight_quantizer"](minq.graph.get(q, "a.weight"))
-    assert torch.equal(kept["nearest"], kept["adaround"])
+    for rounding in (Nearest(correct_bias=False), AdaRound()):
+        q = minq.ptq(model, x, weights=4, rounding=rounding)
+        weight = minq.graph.get(q, "a.weight")
+        kept[type(rounding)] = minq.quantizers(q)["a.weight_quantizer"](weight)
+    assert torch.equal(kept[Nearest], kept[AdaRound])

@@ -342,7 +342,7 @@ def test_a_network_with_a_clip_of_its_own_goes_all_the_way(name):
     model, x = CLIPS[name]().eval(), 2 * noise(32, 3, 6, 6)
     with torch.no_grad():
         next(model.parameters())[0] *= 30
-    q = minq.ptq(model, x, sweeps=2, progress=False)
+    q = minq.ptq(model, x, rounding=minq.ptq.AdaRound(sweeps=2), progress=False)
     assert minq.debug(q, model, x, each=False).exact > 80
     assert minq.sqnr(model(x).detach(), q(x).detach()) > 25
     exact = minq.to_integer(q, multipliers="float")

@@ -9,6 +9,7 @@ import minq
 from minq import graph
 from minq.ptq.datafree import Moments, NoMoments, calibrate_without_data, propagate
 from minq.ptq.pipeline import ptq, set_weight_ranges
+from minq.ptq.rounding import Nearest
 from minq.simulate import quantizers
 
 COUNT = 200_000
@@ -141,11 +142,12 @@ def test_batch_norm_tells_the_moments_of_each_layer():
 @pytest.mark.parametrize("seed", range(3))
 def test_without_data_it_runs_and_beats_uncorrected_rounding(seed):
     model, x = toy(seed), noise(64, 3, 16, 16, seed=9)
-    settings = dict(weights=4, per_channel=False, equalize=False, rounding="nearest")
+    settings = dict(weights=4, per_channel=False, equalize=False)
     sqnr = {}
     with torch.no_grad():
         for correct in (True, False):
-            gm = ptq(model, example=x[:2], input_range=(-4, 4), correct_bias=correct, **settings)
+            rounding = Nearest(correct_bias=correct)
+            gm = ptq(model, example=x[:2], input_range=(-4, 4), rounding=rounding, **settings)
             assert {q.stage for q in quantizers(gm).values()} == {"frozen"}
             sqnr[correct] = minq.sqnr(model(x), gm(x))
         full = ptq(model, example=x[:2], input_range=(-4, 4), weights=8, per_channel=True)
@@ -188,7 +190,7 @@ def test_a_layer_without_bias_gets_the_correction():
     layer = nn.Linear(4, 3, bias=False)
     x = noise(100, 4) + 2
     gm = minq.capture(layer, x)
-    minq.insert_quantizers(gm, weights=2, activations=16, weight_estimator="min_max")
+    minq.insert_quantizers(gm, weights=2, activations=16, weight_range="min_max")
     set_weight_ranges(gm)
     calibrate_without_data(gm, {"input": moments([2.0] * 4, [1.0] * 4)})
     (node,) = graph.layers(gm).values()

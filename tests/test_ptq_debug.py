@@ -11,6 +11,7 @@ from torch import nn
 
 import minq
 from minq.deploy.cost import layer_costs
+from minq.ptq import AdaRound, Equalize, Nearest
 from minq.ptq.debug import EXACT, GOOD, Report, debug, only
 from minq.simulate import activation_quantizers, quantizers, weight_quantizers
 
@@ -22,7 +23,7 @@ def quantized(model, data, **settings):
     mobile = getattr(model, "name", "") == "mobile"  # captured once for all tests
     gm = captured("mobile")[1] if mobile else minq.capture(model, data)
     gm = minq.fold_batch_norms(gm.to(next(model.parameters()).dtype))
-    kind = {"weight_estimator": "min_max", "activation_estimator": "min_max", **settings}
+    kind = {"weight_range": "min_max", "activation_range": "min_max", **settings}
     minq.insert_quantizers(gm, **kind)
     for x in quantizers(gm).values():
         x.observe()
@@ -189,7 +190,7 @@ def trainable(**settings):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     x = noise(6, 3, 8, 8)
     q = minq.qat.prepare(net.eval(), [x], weights=4, activations=4, **settings)
-    optimizer = torch.optim.SGD(minq.qat.parameter_groups(q, rate=1e-2), momentum=0.9)
+    optimizer = torch.optim.SGD(minq.qat.parameter_groups(q, lr=1e-2), momentum=0.9)
     for _ in range(2):
         step(q, optimizer, x)
     return net, q, optimizer, x
@@ -211,7 +212,7 @@ def everything(q):
     return (objects, modules, stages, list(q.meta)), [*values, torch.get_rng_state()]
 
 
-@pytest.mark.parametrize("way", ["fold", "keep", "refold"])
+@pytest.mark.parametrize("way", ["fold", "keep", "dynamic"])
 @pytest.mark.parametrize("logarithmic", [True, False])
 def test_looking_changes_nothing_in_a_network_that_trains(way, logarithmic):
     settings = {"batch_norm": way, "logarithmic": logarithmic, "per_channel": True}
@@ -221,7 +222,7 @@ def test_looking_changes_nothing_in_a_network_that_trains(way, logarithmic):
     objects, values = everything(q)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     minq.debug(q, net, [x], most=2)
-    with torch.no_grad(), only(q, ["0.weight_quantizer"] if way != "refold" else []):
+    with torch.no_grad(), only(q, ["0.weight_quantizer"] if way != "dynamic" else []):
         pass
     layer_costs(q, x) if way == "fold" else None
     copy.deepcopy(q)
@@ -245,22 +246,22 @@ def test_a_watched_training_ends_as_one_without():
     batches = [(x[k : k + 3], torch.tensor([0, 1, 2])) for k in (0, 3)]
     verdicts = []
 
-    def watch(number, loss, gm):
+    def callback(number, loss, gm):
         verdicts.append(minq.debug(gm, net, [x], most=1).verdict)
         gm.eval()(x)
         minq.to_integer(gm)
 
     ends = [
         minq.qat(net, batches, nn.functional.cross_entropy, epochs=2, weights=4, activations=4,
-                 watch=w, progress=False)
-        for w in (None, watch)
+                 callback=w, progress=False)
+        for w in (None, callback)
     ]  # fmt: skip
     for a, b in zip(ends[0].parameters(), ends[1].parameters(), strict=True):
         assert torch.equal(a, b)
     assert len(verdicts) == 4 and not any("simulation itself" in v for v in verdicts)
 
 
-@pytest.mark.parametrize("way", ["fold", "keep", "refold"])
+@pytest.mark.parametrize("way", ["fold", "keep", "dynamic"])
 def test_all_off_is_all_off_also_where_a_batch_norm_is_folded_in_every_step(way):
     """Before training nothing has moved: the exact network is the model."""
     net, _, _, x = trainable()
@@ -274,10 +275,11 @@ def test_all_off_is_all_off_also_where_a_batch_norm_is_folded_in_every_step(way)
 
 @pytest.mark.parametrize("settings", [
     {}, {"rounding": "gptq"}, {"rounding": "nearest"}, {"equalize": False, "weights": 2},
-    {"per_channel": True, "weights": 3}, {"relu6": "per_channel", "absorb": False},
+    {"per_channel": True, "weights": 3}, {"equalize": Equalize(relu6="per_channel", absorb=False)},
 ], ids=str)  # fmt: skip
 def test_all_off_is_the_model_however_weights_were_rounded(net, images, settings):
-    q = minq.ptq(captured("mobile")[1], images, progress=False, sweeps=2, **settings)
+    settings = {"rounding": AdaRound(sweeps=2)} | settings
+    q = minq.ptq(captured("mobile")[1], images, progress=False, **settings)
     report = debug(q, net, images, each=False)
     assert report.exact > 90 and "simulation" not in report.verdict
     restored = copy.deepcopy(q)
@@ -288,10 +290,11 @@ def test_all_off_is_the_model_however_weights_were_rounded(net, images, settings
 
 
 def test_a_weight_alone_brings_its_own_rounding_and_no_other(net, images):
-    q = minq.ptq(captured("mobile")[1], images, weights=3, sweeps=2, progress=False)
+    rounding = AdaRound(sweeps=2)
+    q = minq.ptq(captured("mobile")[1], images, weights=3, rounding=rounding, progress=False)
     name = "11.weight_quantizer"
     exact = minq.fold_batch_norms(copy.deepcopy(captured("mobile")[1]))
-    minq.ptq.channels.equalize_graph(exact, relu6="per_channel", reach=2.0)
+    minq.ptq.channels.equalize_graph(exact, relu6="per_channel", max_scale=2.0)
     for leaf in ("11.weight", "11.bias"):
         exact.get_parameter(leaf).data = q.get_parameter(leaf).data
     report = debug(q, net, images)
@@ -302,7 +305,7 @@ def test_a_weight_alone_brings_its_own_rounding_and_no_other(net, images):
 
 
 def test_what_is_kept_for_it_is_half_of_the_weights_and_travels(net, images):
-    q = minq.ptq(captured("mobile")[1], images, sweeps=1, progress=False)
+    q = minq.ptq(captured("mobile")[1], images, rounding=AdaRound(sweeps=1), progress=False)
     kept = sum(share.nbytes for share, _ in q.meta["added"].values())
     weights = sum(q.get_parameter(n.args[0].target).nbytes for n in q.graph.nodes
                   if n.target in weight_quantizers(q))  # fmt: skip
@@ -311,7 +314,7 @@ def test_what_is_kept_for_it_is_half_of_the_weights_and_travels(net, images):
         report = debug(other, copy.deepcopy(net).to(next(other.parameters()).dtype),
                        images.to(next(other.parameters()).dtype), each=False)  # fmt: skip
         assert report.exact > 90
-    plain = minq.ptq(captured("mobile")[1], images, rounding="nearest", correct_bias=False)
+    plain = minq.ptq(captured("mobile")[1], images, rounding=Nearest(correct_bias=False))
     assert not plain.meta.get("added")
 
 
@@ -381,12 +384,12 @@ def test_a_fold_that_is_broken(net, images, monkeypatch):
     right = fold.fold_batch_norm
     broken = lambda w, b, *rest: (lambda w, b: (w, 0.9 * b))(*right(w, b, *rest))  # noqa: E731
     monkeypatch.setattr(fold, "fold_batch_norm", broken)
-    for settings in ({"rounding": "nearest"}, {"sweeps": 1}):
+    for settings in ({"rounding": "nearest"}, {"rounding": AdaRound(sweeps=1)}):
         q = minq.ptq(captured("mobile")[1], images, progress=False, **settings)
         assert "simulation itself is wrong" in debug(q, net, images, each=False).verdict
 
 
-@pytest.mark.parametrize("settings", [{"rounding": "nearest"}, {"sweeps": 1}])
+@pytest.mark.parametrize("settings", [{"rounding": "nearest"}, {"rounding": AdaRound(sweeps=1)}])
 def test_a_weight_that_was_changed_afterwards(net, images, settings):
     q = minq.ptq(captured("mobile")[1], images, progress=False, **settings)
     with torch.no_grad():

@@ -10,6 +10,7 @@ import torch
 import minq
 from minq import fake_quantize, graph, ranges, scale_zero_point
 from minq.grid import Grid
+from minq.ptq import GPTQ, Nearest
 from minq.ptq.gptq import gptq
 from minq.simulate import weight_quantizers
 
@@ -108,18 +109,18 @@ def test_in_the_pipeline():
     given = {"weights": 3, "activations": None, "per_channel": True, "equalize": False}
     loss = {}
     for group in (None, 16):
-        for rounding in ("nearest", "gptq"):
-            q = minq.ptq(model, x, rounding=rounding, group_size=group, correct_bias=False, **given)
+        for rounding in (Nearest(correct_bias=False), GPTQ()):
+            q = minq.ptq(model, x, rounding=rounding, group_size=group, **given)
             with torch.no_grad():
-                loss[group, rounding] = float((q(x) - model(x)).square().mean())
+                loss[group, type(rounding)] = float((q(x) - model(x)).square().mean())
             for name, quantizer in weight_quantizers(q).items():
                 w = graph.get(q, name.replace("_quantizer", "")).detach()
-                if rounding == "gptq":
+                if rounding == GPTQ():
                     torch.testing.assert_close(quantizer(w), w, rtol=1e-5, atol=1e-6)
                 assert (quantizer.scale.ndim == 2) == (group is not None)
     for group in (None, 16):
-        assert loss[group, "gptq"] < 0.8 * loss[group, "nearest"]
-    for rounding in ("nearest", "gptq"):
+        assert loss[group, GPTQ] < 0.8 * loss[group, Nearest]
+    for rounding in (Nearest, GPTQ):
         assert loss[16, rounding] < loss[None, rounding]
 
 

@@ -12,6 +12,7 @@ from networks import zoo_graph
 from torch import nn
 
 import minq
+from minq.ptq import Nearest
 from minq.ptq.mixed import Choice, allocate, pareto_front, sensitivity
 
 
@@ -83,7 +84,8 @@ def test_noise_of_a_layer_is_what_that_layer_alone_does():
 
 def test_the_expected_noise_is_near_the_measured_and_beats_uniform_bits():
     model, x = zoo_graph("mobilenet_v2"), minq.zoo.calibration_set("mobilenet_v2", 32)
-    bits, given = (3, 4, 5, 8), {"per_channel": True, "activations": None, "rounding": "nearest"}
+    bits = (3, 4, 5, 8)
+    given = {"per_channel": True, "activations": None, "rounding": Nearest(correct_bias=False)}
     noise = sensitivity(model, x, bits, per_channel=True)
     names = dict(model.named_parameters())
     cost = {k: {b: b * names[f"{k}.weight"].numel() for b in bits} for k in noise}
@@ -92,7 +94,7 @@ def test_the_expected_noise_is_near_the_measured_and_beats_uniform_bits():
         exact = model(x)
 
         def measured(**settings):
-            q = minq.ptq(model, x, correct_bias=False, **given, **settings)
+            q = minq.ptq(model, x, **given, **settings)
             return minq.sqnr(exact, q(x))
 
         mixed, uniform = measured(layers=found.layers), measured(weights=4)

@@ -14,7 +14,7 @@ from minq import ranges, zoo
 from minq.affine import fake_quantize, scale_zero_point, sqnr
 from minq.deploy.integer import simulation
 from minq.graph import layers, weight_of
-from minq.ptq import equalize
+from minq.ptq import Nearest, equalize
 from minq.ptq.smooth import smooth
 from minq.quantizer import Quantizer
 
@@ -120,7 +120,7 @@ def data():
 
 
 def plain(**more):
-    off = {"rounding": "nearest", "correct_bias": False, "equalize": False, "progress": False}
+    off = {"rounding": Nearest(correct_bias=False), "equalize": False, "progress": False}
     return off | {"weight_range": "min_max", "activation_range": "min_max"} | more
 
 

@@ -1,6 +1,7 @@
 """The whole pipeline: all ranges set, errors small, resumable, repeatable; foreign networks too."""
 
 import copy
+import dataclasses
 import warnings
 
 import pytest
@@ -12,8 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import minq
 from minq import graph
 from minq.batches import batches_of
+from minq.ptq import GPTQ, AdaRound, Equalize, Nearest, pipeline
 from minq.ptq import adaround as adaround_module
-from minq.ptq import pipeline
+from minq.ptq import rounding as rounding_module
 from minq.ptq.pipeline import ptq
 from minq.ptq.walk import Walk
 from minq.simulate import activation_quantizers, quantizers, weight_quantizers
@@ -54,14 +56,14 @@ def same(a, b):
     return all(torch.equal(v, b[k]) for k, v in a.items() if isinstance(v, torch.Tensor))
 
 
-@pytest.mark.parametrize("rounding", ["adaround", "nearest"])
+@pytest.mark.parametrize("rounding", [AdaRound(sweeps=3, rows=256), Nearest()])
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_eight_bits_are_close_and_the_model_is_left_alone(rounding, per_channel):
     model, x = toy(), data()
     state = {k: v.clone() for k, v in model.state_dict().items()}
     model[0].train()
     random = torch.get_rng_state()
-    gm = ptq(model, x, per_channel=per_channel, rounding=rounding, sweeps=3, rows=256)
+    gm = ptq(model, x, per_channel=per_channel, rounding=rounding)
     assert torch.equal(torch.get_rng_state(), random)
     assert model[0].training and not model[3].training
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
@@ -72,7 +74,7 @@ def test_eight_bits_are_close_and_the_model_is_left_alone(rounding, per_channel)
 def test_every_quantizer_has_a_range_of_its_own():
     model = Attention().eval()
     tokens = torch.randint(1, 11, (40, 6), generator=torch.Generator().manual_seed(0))
-    gm = ptq(model, tokens, sweeps=2, rows=128)
+    gm = ptq(model, tokens, rounding=AdaRound(sweeps=2, rows=128))
     names = quantizers(gm)
     assert {q.stage for q in names.values()} == {"frozen"} and all(
         int(q.batches) == 1 and (q.high > q.low).all() for q in names.values()
@@ -82,7 +84,7 @@ def test_every_quantizer_has_a_range_of_its_own():
     for name, (_, captured_gm, shape) in {
         k: captured(k) for k in ("matmul", "split", "buffer")
     }.items():
-        gm = ptq(captured_gm, noise(64, *shape), sweeps=2, rows=64)
+        gm = ptq(captured_gm, noise(64, *shape), rounding=AdaRound(sweeps=2, rows=64))
         assert {q.stage for q in quantizers(gm).values()} == {"frozen"}, name
         assert quality(captured(name)[0], gm, noise(64, *shape)) > 20, name
 
@@ -116,7 +118,8 @@ def test_adaround_is_never_worse_than_nearest_in_any_layer(per_channel):
     pipeline.set_weight_ranges(gm)
     exact = {k: p.detach().clone() for k, p in gm.named_parameters()}
     batches = batches_of(gm, x)
-    rounded = pipeline.calibrate(copy.deepcopy(gm), batches, exact, sweeps=5, rows=10**6)
+    adaround = AdaRound(sweeps=5, rows=10**6)
+    rounded = pipeline.calibrate(copy.deepcopy(gm), batches, exact, adaround)
     better = 0
     # Both roundings, on the inputs that the layer has in the network that AdaRound has made.
     walk = Walk(rounded, batches, exact)
@@ -142,7 +145,7 @@ def test_adaround_is_never_worse_than_nearest_in_any_layer(per_channel):
         inside = (exact[name] / step).clamp(*quantizer.grid) * step
         assert ((values["ours"] - inside).abs() <= 1.001 * step).all()
     assert better >= 2
-    nearest = pipeline.calibrate(copy.deepcopy(gm), batches, exact, rounding="nearest")
+    nearest = pipeline.calibrate(copy.deepcopy(gm), batches, exact, Nearest(correct_bias=False))
     assert quality(model, rounded, x) > quality(model, nearest, x) + 1
 
 
@@ -166,8 +169,8 @@ def test_adaround_sees_the_activation_that_follows(monkeypatch, kind, groups):
         given.update(kwargs, y=args[2])
         return adaround_module.adaround(*args, **kwargs)
 
-    monkeypatch.setattr(pipeline, "adaround", spy)
-    ptq(model, noise(4, 4, 3, 3), weights=3, sweeps=1)
+    monkeypatch.setattr(rounding_module, "adaround", spy)
+    ptq(model, noise(4, 4, 3, 3), weights=3, rounding=AdaRound(sweeps=1))
     y, f = given["y"], given["activation"]
     assert y.shape == (groups, 36, 6 // groups)
     if kind in ("relu", "clip per channel"):
@@ -179,7 +182,7 @@ def test_adaround_sees_the_activation_that_follows(monkeypatch, kind, groups):
 
 def watched_corrections(monkeypatch):
     """For each layer (y, y_hat before, y_hat after, its activation), rows of places by channels."""
-    seen, correct = {}, pipeline._correct_bias
+    seen, correct = {}, pipeline.correct_bias
 
     def rows(values, node):
         axis = -1 if graph.op(node) == "linear" else 1
@@ -193,7 +196,7 @@ def watched_corrections(monkeypatch):
         f = torch.relu if graph.op(user) == "relu" else lambda v: v
         seen[name] = y, before, rows(walk.quantized[node], node), f
 
-    monkeypatch.setattr(pipeline, "_correct_bias", spy)
+    monkeypatch.setattr(pipeline, "correct_bias", spy)
     return seen
 
 
@@ -225,10 +228,10 @@ def test_a_mean_that_few_tokens_make_is_not_taken_off_all_others(monkeypatch):
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8))
     x = torch.randn(32, 12, 16)
     x[:, 0] = 100 * torch.randn(16)
-    settings = {"weights": 3, "activations": 16, "rounding": "nearest", "equalize": False}
+    settings = {"weights": 3, "activations": 16, "equalize": False}
     seen = watched_corrections(monkeypatch)
-    q = ptq(model, x, **settings)
-    off = ptq(model, x, correct_bias=False, **settings)
+    q = ptq(model, x, rounding=Nearest(), **settings)
+    off = ptq(model, x, rounding=Nearest(correct_bias=False), **settings)
     y, before, _, _ = seen["0"]
     others = torch.arange(len(y)) % 12 != 0
     mean = (before - y).mean(0)
@@ -244,8 +247,8 @@ def test_few_samples_do_not_correct_what_the_next_ones_have_not():
     model, worse = nn.Linear(64, 64), []
     for seed in range(5):
         x, other = noise(4, 64, seed=seed), noise(256, 64, seed=100 + seed)
-        settings = {"weights": 4, "rounding": "nearest", "equalize": False}
-        on, off = (ptq(model, x, correct_bias=c, **settings) for c in (True, False))
+        settings = {"weights": 4, "equalize": False}
+        on, off = (ptq(model, x, rounding=Nearest(c), **settings) for c in (True, False))
         exact = model(other).detach()
         worse.append(minq.sqnr(exact, off(other).detach()) - minq.sqnr(exact, on(other).detach()))
     assert sum(worse) / 5 < 1.0  # all means of four: a quarter more noise, 1 dB; measured below
@@ -254,7 +257,7 @@ def test_few_samples_do_not_correct_what_the_next_ones_have_not():
 def test_one_sample_alone_is_halved_by_its_places():
     x = noise(1, 3, 8, 8) + 1
     model = nn.Conv2d(3, 4, 3)
-    on, off = (ptq(model, x, weights=2, rounding="nearest", correct_bias=c) for c in (True, False))
+    on, off = (ptq(model, x, weights=2, rounding=Nearest(c)) for c in (True, False))
     errors = [(n(x) - model(x)).detach().square().mean() for n in (on, off)]
     assert errors[0] < errors[1]
 
@@ -266,7 +269,7 @@ def test_a_layer_without_bias_gets_one():
         gm = ptq(model, x, weights=2, rounding="nearest")
         with torch.no_grad():
             error = (gm(x) - model(x)).mean((0, 2, 3))
-            off = ptq(model, x, weights=2, rounding="nearest", correct_bias=False)
+            off = ptq(model, x, weights=2, rounding=Nearest(correct_bias=False))
             before = (off(x) - model(x)).mean((0, 2, 3))
         assert error.abs().max() < 0.05 * before.abs().max()
 
@@ -277,18 +280,19 @@ def test_two_weights_of_one_module_and_shared_layers():
         w1=nn.Parameter(noise(8, 6)), w2=nn.Parameter(noise(8, 8, seed=2)),
     )  # fmt: skip
     x = noise(128, 6)
-    assert quality(model, ptq(model, x, sweeps=3), x) > 30
+    assert quality(model, ptq(model, x, rounding=AdaRound(sweeps=3)), x) > 30
     model = Lambda(lambda m, x: m.a(m.a(x).relu()), a=nn.Linear(6, 6))
-    gm = ptq(model, x, sweeps=3)
+    gm = ptq(model, x, rounding=AdaRound(sweeps=3))
     assert quality(model, gm, x) > 30 and len(weight_quantizers(gm)) == 1
     model, gm, shape = captured("shared convolution")
-    assert quality(model, ptq(model, noise(8, *shape), sweeps=2), noise(8, *shape)) > 30
+    gm = ptq(model, noise(8, *shape), rounding=AdaRound(sweeps=2))
+    assert quality(model, gm, noise(8, *shape)) > 30
 
 
 def test_the_same_twice_and_another_seed():
     model, x = toy(), data()
-    settings = dict(weights=4, sweeps=3, rows=64)
-    first, second, other = (ptq(model, x, seed=seed, **settings) for seed in (0, 0, 1))
+    roundings = (AdaRound(sweeps=3, rows=64, seed=seed) for seed in (0, 0, 1))
+    first, second, other = (ptq(model, x, weights=4, rounding=r) for r in roundings)
     assert same(first, second)
     assert not same(first, other)
 
@@ -296,7 +300,7 @@ def test_the_same_twice_and_another_seed():
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, monkeypatch, stop):
     model, x, file = toy(), data(), tmp_path / "rounding.pt"
-    settings = dict(weights=4, sweeps=3, rows=64, correct_bias=True)
+    settings = dict(weights=4, rounding=AdaRound(sweeps=3, rows=64, correct_bias=True))
     whole = ptq(model, x, **settings)
     calls = []
 
@@ -306,13 +310,14 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, monkeypatch, st
             raise KeyboardInterrupt
         return adaround_module.adaround(*args, **kwargs)
 
-    monkeypatch.setattr(pipeline, "adaround", until)
+    monkeypatch.setattr(rounding_module, "adaround", until)
     with pytest.raises(KeyboardInterrupt):
         ptq(model, x, checkpoint=file, **settings)
     assert file.exists() and [p.name for p in tmp_path.iterdir()] == ["rounding.pt"]
     count = len(calls)
     monkeypatch.setattr(
-        pipeline, "adaround", lambda *a, **k: calls.append(1) or adaround_module.adaround(*a, **k)
+        rounding_module, "adaround",
+        lambda *a, **k: calls.append(1) or adaround_module.adaround(*a, **k),
     )
     resumed = ptq(model, x, checkpoint=file, **settings)
     assert same(whole, resumed) and torch.equal(whole(x), resumed(x))
@@ -323,13 +328,14 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, monkeypatch, st
 
 
 @pytest.mark.parametrize("change", [
-    dict(seed=1), dict(rows=65), dict(sweeps=4), dict(weights=3), dict(activations=4),
-    dict(per_channel=True), dict(correct_bias=True), dict(activation_range="min_max"), "data",
-    "model",
+    *(dict(rounding=dataclasses.replace(AdaRound(sweeps=3, rows=64), **other)) for other in (
+        dict(seed=1), dict(rows=65), dict(sweeps=4), dict(correct_bias=True))),
+    dict(rounding=GPTQ(rows=64)), dict(weights=3), dict(activations=4), dict(per_channel=True),
+    dict(activation_range="min_max"), "data", "model",
 ], ids=str)  # fmt: skip
 def test_a_file_of_other_settings_is_refused(tmp_path, change):
     model, x, file = graph_of_toy(), data(), tmp_path / "rounding.pt"
-    settings = dict(weights=4, sweeps=3, rows=64, checkpoint=file)
+    settings = dict(weights=4, rounding=AdaRound(sweeps=3, rows=64), checkpoint=file)
     ptq(model, x, **settings)
     if change == "data":
         x, change = x * 1.5, {}
@@ -343,7 +349,7 @@ def test_a_file_of_other_settings_is_refused(tmp_path, change):
 def test_all_forms_of_data_give_the_same():
     model, x = toy(), data(24)
     labels = torch.arange(24)
-    settings = dict(weights=4, sweeps=2, rows=64)
+    settings = dict(weights=4, rounding=AdaRound(sweeps=2, rows=64))
     gm = graph_of_toy()
     expected = ptq(gm, [x[:8], x[8:16], x[16:]], **settings)
     loader = DataLoader(TensorDataset(x, labels), batch_size=8)
@@ -363,7 +369,7 @@ def test_all_forms_of_data_give_the_same():
 
 def test_several_inputs_by_name():
     model, u, v = Keywords().eval(), noise(64, 4), noise(64, 3)
-    gm = ptq(model, {"v": v, "u": u, "label": torch.zeros(64)}, sweeps=2)
+    gm = ptq(model, {"v": v, "u": u, "label": torch.zeros(64)}, rounding=AdaRound(sweeps=2))
     with torch.no_grad():
         exact, rounded = model(u, v), gm(u=u, v=v)
     assert all(minq.sqnr(exact[k], rounded[k]) > 30 for k in exact)
@@ -377,16 +383,17 @@ def test_options_that_switch_steps_off():
     assert not quantizers(nothing) and quality(model, nothing, x) > 90
     skipped = ptq(model, x, weights=2, skip=["0", "3", "6", "11"], activations=None)
     assert not quantizers(skipped)
-    few = ptq(model, x, layers={"0": {"weights": 8}, "*": {"weights": 2}}, sweeps=2)
+    layers = {"0": {"weights": 8}, "*": {"weights": 2}}
+    few = ptq(model, x, layers=layers, rounding=AdaRound(sweeps=2))
     assert {k: q.bits for k, q in weight_quantizers(few).items()}.pop("0.weight_quantizer") == 8
     for relu6 in ("replace", "keep", "per_channel"):
-        assert ptq(toy(), x, relu6=relu6, sweeps=1)(x).isfinite().all()
+        assert ptq(toy(), x, equalize=Equalize(relu6=relu6))(x).isfinite().all()
 
 
 def test_a_long_run_shows_where_it_is(capsys):
-    ptq(toy(), data(4), sweeps=1, rows=16, progress=True)
+    ptq(toy(), data(4), rounding=AdaRound(sweeps=1, rows=16), progress=True)
     assert "4/4" in capsys.readouterr().err
-    ptq(toy(), data(4), sweeps=1, rows=16)  # no terminal: quiet
+    ptq(toy(), data(4), rounding=AdaRound(sweeps=1, rows=16))  # no terminal: quiet
     assert capsys.readouterr() == ("", "")
 
 
@@ -402,22 +409,35 @@ def test_large_activations_are_sampled_from_all_channels():
 @pytest.mark.parametrize("arguments, error, words", [
     (dict(calibration=None), ValueError, "give calibration data, or an example"),
     (dict(rounding="best"), ValueError, "rounding must be one of adaround, nearest"),
-    (dict(relu6="no"), ValueError, "relu6"),
+    (dict(rounding=AdaRound), TypeError, r"an object such as AdaRound\(\), or one of adaround"),
+    (dict(equalize="no"), TypeError, r"True, False or an Equalize\(\)"),
+    (dict(scheme={"weights": 4}), TypeError, "must be a minq.Scheme, not dict"),
+    (dict(sweeps=3), TypeError, "no setting sweeps; a scheme has weights, activations"),
+    (dict(calibration=None, example=data(2), rounding=AdaRound()), ValueError, "needs calibration"),
     (dict(calibration=[]), ValueError, "at least one batch"),
     (dict(calibration=data(2) * float("nan")), ValueError, "NaN"),
     (dict(calibration=[data(2), noise(2, 3, 8, 8)]), ValueError, "captured with"),
     (dict(weights=1), ValueError, "bits"),
     (dict(activations=3.5), TypeError, "whole number"),
     (dict(skip=["missing"]), ValueError, "no layer is called missing"),
-    (dict(weight_range="best"), ValueError, "estimator"),
-    (dict(sweeps=0), ValueError, "sweeps"),
-    (dict(rows=0), ValueError, "rows"),
+    (dict(weight_range="best"), ValueError, "estimator must be one of min_max, percentile, mse"),
+    (dict(weight_range=8), TypeError, r"an object such as MSE\(\), one of min_max"),
     (dict(model="net"), TypeError, "torch.nn.Module"),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused(arguments, error, words):
     model = arguments.pop("model", None) or toy()
     with pytest.raises(error, match=words):
         ptq(model, **{"calibration": data(2)} | arguments)
+
+
+@pytest.mark.parametrize("make, error, words", [
+    (lambda: AdaRound(sweeps=0), ValueError, "sweeps"),
+    (lambda: GPTQ(rows=0), ValueError, "rows"),
+    (lambda: Equalize(relu6="no"), ValueError, "relu6 must be one of replace, per_channel, keep"),
+])  # fmt: skip
+def test_wrong_settings_of_a_step_are_refused_where_they_are_made(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
 
 
 # --- Networks that others wrote -------------------------------------------------------------------
@@ -432,7 +452,7 @@ def test_a_network_of_torchvision():
     x = noise(4, 3, 64, 64)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        gm = ptq(model, x, per_channel=True, sweeps=2, rows=64)
+        gm = ptq(model, x, per_channel=True, rounding=AdaRound(sweeps=2, rows=64))
     assert {q.stage for q in quantizers(gm).values()} == {"frozen"}
     convolutions = sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules())
     assert len(weight_quantizers(gm)) == convolutions

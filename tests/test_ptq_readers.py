@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import minq
-from minq.ptq import readers
+from minq.ptq import Nearest, readers
 from minq.ptq.walk import Walk
 from minq.quantizer import Quantizer
 from minq.simulate import activation_quantizers, is_quantizer, quantizers
@@ -41,7 +41,7 @@ def sqnr(model, q, x):
         return minq.sqnr(model(x), q(x))
 
 
-PLAIN = dict(rounding="nearest", correct_bias=False, equalize=False, per_channel=True)
+PLAIN = dict(rounding=Nearest(correct_bias=False), equalize=False, per_channel=True)
 
 
 @pytest.mark.parametrize("size", [0.0, 0.02], ids=["in the position", "in the token"])

@@ -34,8 +34,8 @@ class Recorder(torch.fx.Interpreter):
 def quantized(model, example, data, bits=4):
     gm = minq.fold_batch_norms(minq.capture(model, example))
     minq.insert_quantizers(
-        gm, weights=bits, activations=bits, weight_estimator="min_max",
-        activation_estimator="min_max",
+        gm, weights=bits, activations=bits, weight_range="min_max",
+        activation_range="min_max",
     )  # fmt: skip
     for q in quantizers(gm).values():
         q.observe()

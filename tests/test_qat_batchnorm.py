@@ -12,14 +12,21 @@ from torch.optim.swa_utils import update_bn
 from minq import graph, qat, zoo
 from minq.batches import flat
 from minq.ptq.pipeline import ptq
+from minq.ptq.rounding import Nearest
 from minq.qat import batchnorm
-from minq.qat.batchnorm import KeptBatchNorm, RefoldedLayer, reestimate, remove, restore
+from minq.qat.batchnorm import (
+    DynamicallyFoldedLayer,
+    KeptBatchNorm,
+    as_batch_norm,
+    reestimate,
+    remove,
+)
 from minq.simulate import weight_quantizers
 
 NORMED = ["conv3d", "grouped", "transposed", "transposed1d", "linear2d", "plain batch norm",
           "residual", "mobile", "shared convolution"]  # fmt: skip
 COUNTS = {"residual": 4, "mobile": 3, "shared convolution": 2}
-WAYS = ["refold", "keep"]
+WAYS = ["dynamic", "keep"]
 
 LAYERS = {
     "conv1d": (lambda: [nn.Conv1d(3, 4, 3, padding=1, bias=False), nn.BatchNorm1d(4)], (3, 9)),
@@ -48,8 +55,8 @@ def layer(name):
 def prepared(model, x, way, **settings):
     """Calibrated with weights in integers; everything else exact, unless told."""
     settings = dict(weights=4, activations=None, per_channel=True, equalize=False) | settings
-    gm = ptq(model, x, rounding="nearest", correct_bias=False, **settings)
-    return gm if way == "fold" else restore(gm, way)
+    gm = ptq(model, x, rounding=Nearest(correct_bias=False), **settings)
+    return as_batch_norm(way).restore(gm)
 
 
 def grouped_transposed(name):
@@ -79,8 +86,8 @@ def test_restoring_changes_no_output(name, way):
     gm = prepared(model, x, "fold")
     before = {k: q.quantize(_weight(gm, k)) for k, q in weight_quantizers(gm).items()}
     expected = flat(gm(x))
-    restore(gm, way)
-    kinds = {"refold": RefoldedLayer, "keep": KeptBatchNorm}
+    as_batch_norm(way).restore(gm)
+    kinds = {"dynamic": DynamicallyFoldedLayer, "keep": KeptBatchNorm}
     assert [type(m) for m in norms(gm)] == [kinds[way]] * COUNTS.get(name, 1)
     torch.testing.assert_close(flat(gm.eval()(x)), expected, rtol=1e-5, atol=1e-5)
     remove(gm)
@@ -124,7 +131,7 @@ class Twin(nn.Module):
         super().__init__()
         (module,) = norms(gm)
         self.weight = nn.Parameter(gm.get_parameter("0.weight").detach().clone())
-        if isinstance(module, RefoldedLayer):
+        if isinstance(module, DynamicallyFoldedLayer):
             self.operator = module.layer
         else:
             (node,) = graph.layers(gm).values()
@@ -182,10 +189,10 @@ def test_training_mode_is_that_of_the_model(name, way):
     torch.testing.assert_close(flat(gm(x)), expected, rtol=1e-2, atol=2e-3)
 
 
-def test_refolding_quantizes_the_folded_weight():
+def test_dynamic_folding_quantizes_the_folded_weight():
     """Eq. (11) with running statistics, then the correction to those of the batch."""
     model, shape = layer("conv2d")
-    gm = prepared(model, noise(8, *shape), "refold").train()
+    gm = prepared(model, noise(8, *shape), "dynamic").train()
     (module,) = norms(gm)
     with torch.no_grad():
         module.running_var.mul_(2), module.running_mean.add_(0.3), module.weight.mul_(-1.5)
@@ -229,7 +236,7 @@ def test_finish_leaves_the_trained_outputs(name, way, logarithmic):
     with torch.no_grad():
         for k, m in enumerate(norms(gm)):
             m.weight[0] = 0
-            if way == "refold":
+            if way == "dynamic":
                 m.weight[1] *= -1
             m.running_mean += 0.1 * k
     expected = gm.eval()(noise(8, *shape, seed=2)).detach()
@@ -310,7 +317,7 @@ def test_reestimating_a_whole_network(way):
 
 def test_frozen_statistics_stay():
     model, shape = network("mobile")
-    gm = prepared(model, noise(8, *shape), "refold").train()
+    gm = prepared(model, noise(8, *shape), "dynamic").train()
     state = [m.running_var.clone() for m in norms(gm)]
     expected = gm.eval()(noise(8, *shape, seed=5))
     batchnorm.freeze_statistics(gm.train())
@@ -326,16 +333,17 @@ def test_frozen_statistics_stay():
 def test_refused():
     model, shape = network("mobile")
     x = noise(8, *shape)
-    with pytest.raises(ValueError, match="way must be refold or keep, not 'fold'"):
-        restore(prepared(model, x, "fold"), "fold")
     with pytest.raises(ValueError, match="0 has one scale for all channels.*per_channel=True"):
         prepared(model, x, "keep", per_channel=False)
     other, shape = layer("transposed, grouped")
     with pytest.raises(ValueError, match="one scale for all channels"):
         prepared(other, noise(8, *shape), "keep")
-    with pytest.raises(ValueError, match="batch_norm must be fold, refold or keep, not 'drop'"):
+    words = "batch_norm must be one of fold, dynamic, keep, not 'drop'"
+    with pytest.raises(ValueError, match=words):
         qat.prepare(model, x, batch_norm="drop")
-    gm = prepared(model, x, "refold")
+    with pytest.raises(TypeError, match=r"batch_norm must be an object such as Keep\(\)"):
+        qat.prepare(model, x, batch_norm=qat.Keep)
+    gm = prepared(model, x, "dynamic")
     state = [m.running_var.clone() for m in norms(gm)]
     with pytest.raises(ValueError, match="at least one is needed"):
         reestimate(gm, [])
@@ -347,7 +355,7 @@ def test_networks_without_batch_norm_are_left_alone():
     gm = prepared(model, noise(8, *shape), "fold")
     expected = gm(noise(8, *shape))
     for way in WAYS:
-        restore(gm, way)
+        as_batch_norm(way).restore(gm)
     remove(reestimate(gm, [noise(8, *shape)]))
     torch.testing.assert_close(gm(noise(8, *shape)), expected, rtol=0, atol=0)
 

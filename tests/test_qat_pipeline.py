@@ -85,13 +85,14 @@ def test_training_wins_back_what_few_bits_lost():
     model, x = toy(), samples(128, 7)[0]
     few = dict(weights=2, activations=2)
     full, rounded = accuracy(model), accuracy(minq.ptq(model, x, rounding="nearest", **few))
-    gm = qat(model, batches(150), F.cross_entropy, calibration=x, rate=3e-3, **few)
+    gm = qat(model, batches(150), F.cross_entropy, calibration=x, lr=3e-3, **few)
     learned = accuracy(gm)
     assert full > 85 and rounded < full - 10
     assert learned - rounded > 0.3 * (full - rounded)
 
 
-@pytest.mark.parametrize("batch_norm", ["fold", "refold", "keep"])
+@pytest.mark.parametrize("batch_norm", [
+    qat.Fold(), qat.Dynamic(reestimate=3), qat.Keep(reestimate=3)], ids=repr)  # fmt: skip
 def test_the_pipeline_ends_with_a_network_to_deploy(batch_norm):
     model = toy()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -100,8 +101,8 @@ def test_the_pipeline_ends_with_a_network_to_deploy(batch_norm):
     state = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     losses = []
     gm = short(
-        model, batches(12), epochs=2, rate=3e-3, weights=2, batch_norm=batch_norm, per_channel=True,
-        reestimate=3, watch=lambda step, loss, net: losses.append((step, loss, net.training)),
+        model, batches(12), epochs=2, lr=3e-3, weights=2, batch_norm=batch_norm, per_channel=True,
+        callback=lambda step, loss, net: losses.append((step, loss, net.training)),
     )  # fmt: skip
     assert torch.equal(torch.get_rng_state(), state[0]) and random.getstate() == state[1]
     assert (np.random.get_state()[1] == state[2]).all()
@@ -117,7 +118,7 @@ def test_the_pipeline_ends_with_a_network_to_deploy(batch_norm):
     targets = [n.target for n in gm.graph.nodes]
     assert clamp not in targets and torch.ops.aten.clamp.Tensor in targets
     initial = minq.ptq(model, samples(32)[0], weights=2, activations=4, per_channel=True,
-                       rounding="nearest", correct_bias=False)  # fmt: skip
+                       rounding=minq.ptq.Nearest(correct_bias=False))  # fmt: skip
     nodes = [sorted(str(n.target) for n in g.graph.nodes) for g in (gm, initial)]
     assert nodes[0] == nodes[1]
     assert gm.state_dict().keys() == initial.state_dict().keys()
@@ -126,7 +127,7 @@ def test_the_pipeline_ends_with_a_network_to_deploy(batch_norm):
     torch.testing.assert_close(initial(x), gm(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("batch_norm", ["fold", "refold", "keep"])
+@pytest.mark.parametrize("batch_norm", ["fold", "dynamic", "keep"])
 @pytest.mark.parametrize("logarithmic", [True, False])
 def test_a_loop_of_ones_own(batch_norm, logarithmic):
     gm = qat.prepare(
@@ -196,7 +197,7 @@ def test_clips_that_the_model_learns_still_learn():
 def test_parameter_groups():
     gm = qat.prepare(toy(), samples(16)[0], weights=4, activations=8,
                      layers={"0": {"activations": 2}})  # fmt: skip
-    groups = qat.parameter_groups(gm, 0.1, decay=0.01)
+    groups = qat.parameter_groups(gm, 0.1, weight_decay=0.01)
     assert [g["lr"] for g in groups][:2] == [0.1, 0.1]
     assert sorted(round(g["lr"], 6) for g in groups[2:]) == [0.3, 25.5]
     assert [g["weight_decay"] for g in groups] == [0.01, 0, 0, 0]
@@ -243,7 +244,7 @@ def test_any_outputs_that_the_loss_understands():
 
 
 def test_other_optimizers_and_no_clip():
-    gm = short(toy(), batches(10), rate=0.01, clip=None, range_rate=1e-3,
+    gm = short(toy(), batches(10), lr=0.01, clip=None, range_lr=1e-3,
                optimizer=partial(torch.optim.SGD, momentum=0.9))  # fmt: skip
     assert accuracy(gm) > 60
 
@@ -252,7 +253,7 @@ def test_the_first_batches_calibrate():
     """Up to 256 samples, drawn without changing what is drawn afterwards."""
     loader = batches(12)
     given = torch.cat([x for x, _ in loader[:8]])
-    learned = dict(weights=4, activations=4, rate=0.0)
+    learned = dict(weights=4, activations=4, lr=0.0)
     mine = qat(toy(), loader, F.cross_entropy, **learned)
     again = qat(toy(), loader, F.cross_entropy, calibration=list(given.split(32)), **learned)
     assert same(mine, again)
@@ -281,7 +282,8 @@ class Said(list):
     (dict(loader=[(samples(8)[0],)], calibration=None), TypeError, "no inputs"),
     (dict(loader=[{"x": samples(8)[0]}]), ValueError, 'under "labels"'),
     (dict(epochs=0), ValueError, "epochs"),
-    (dict(every=0), ValueError, "every"),
+    (dict(checkpoint=0), TypeError, "a path, or a Checkpoint"),
+    (dict(rate=1e-3), TypeError, "no setting rate; a scheme has weights"),
     (dict(batch_norm="keep"), ValueError, "per_channel=True"),
     (dict(skip=["missing"]), ValueError, "no layer is called missing"),
     (dict(loss=lambda y, t: y.sum() * float("nan")), RuntimeError, "loss is nan in step 0; try"),
@@ -290,6 +292,11 @@ class Said(list):
 def test_wrong_arguments_are_refused(arguments, error, words):
     with pytest.raises(error, match=words):
         short(**{"model": graph_of_toy(), "loader": batches(1)} | arguments)
+
+
+def test_a_checkpoint_is_kept_after_a_positive_number_of_steps():
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        qat.Checkpoint("kept.pt", every=0)
 
 
 # --- Stopped and gone on --------------------------------------------------------------------------
@@ -332,19 +339,19 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("name, batch_norm, stop, every", [
     ("own generator", "fold", 7, 2),
-    ("own generator", "refold", 5, None),  # at an epoch's end
+    ("own generator", "dynamic", 5, None),  # at an epoch's end
     ("own generator", "fold", 13, None),
     ("own generator, a last short batch", "fold", 9, 3),
     ("own generator, a last short batch", "fold", 10, 4),
     ("everything drawn at one place", "fold", 3, None),  # before anything was kept
-    ("everything drawn at one place", "refold", 8, 1),
+    ("everything drawn at one place", "dynamic", 8, 1),
     ("everything drawn at one place", "fold", 10, 1),
     ("a list", "fold", 7, 2),
 ])  # fmt: skip
 def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, name, batch_norm, stop, every):
-    settings = dict(epochs=3, every=every, batch_norm=batch_norm, loss=drawing_loss)
+    settings = dict(epochs=3, batch_norm=batch_norm, loss=drawing_loss)
 
-    def watch(step, loss, net, at=None):
+    def callback(step, loss, net, at=None):
         net.eval()
         if step == at:
             raise Stopped
@@ -355,13 +362,14 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, name, batch_norm,
 
     expected = _expected(name, batch_norm, run)
     file = tmp_path / "folder" / "qat.pt"
+    kept = qat.Checkpoint(file, every=every)
     with pytest.raises(Stopped):
-        run(1, checkpoint=file, watch=partial(watch, at=stop))
+        run(1, checkpoint=kept, callback=partial(callback, at=stop))
     assert file.exists() == (stop >= (every or 5))
-    gone_on = run(1 if stop < 5 and not file.exists() else 2, checkpoint=file, watch=watch)
+    gone_on = run(1 if stop < 5 and not file.exists() else 2, checkpoint=kept, callback=callback)
     assert same(gone_on, expected)
     steps = []
-    again = run(3, checkpoint=file, watch=lambda step, *_: steps.append(step))
+    again = run(3, checkpoint=kept, callback=lambda step, *_: steps.append(step))
     assert same(again, expected) and not steps  # it was finished
 
 
@@ -370,7 +378,7 @@ _results = {}
 
 def _expected(name, batch_norm, run):
     if (name, batch_norm) not in _results:
-        _results[name, batch_norm] = run(1, every=None)
+        _results[name, batch_norm] = run(1)
     return _results[name, batch_norm]
 
 
@@ -398,8 +406,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
 
 
 @pytest.mark.parametrize("other", [
-    dict(weights=5), dict(rate=1e-2), dict(epochs=2), dict(optimizer=torch.optim.SGD),
-    dict(batch_norm="refold"), dict(calibration=samples(32, 8)[0]),
+    dict(weights=5), dict(lr=1e-2), dict(epochs=2), dict(optimizer=torch.optim.SGD),
+    dict(batch_norm="dynamic"), dict(calibration=samples(32, 8)[0]),
 ], ids=str)  # fmt: skip
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, other):
     file = tmp_path / "kept.pt"

@@ -41,7 +41,7 @@ def train(rank=None, **settings):
     """The first process calibrates for all; what the second has is another range."""
     torch.manual_seed(10 if rank is None else rank)
     calibration = noise(16, 3, 8, 8, seed=20).double() * (3 if rank else 1)
-    options = {"weights": 4, "activations": 4, "per_channel": True, "epochs": 2, "rate": 0.01}
+    options = {"weights": 4, "activations": 4, "per_channel": True, "epochs": 2, "lr": 0.01}
     return qat(
         model(), batches(rank), calibration=calibration,
         optimizer=lambda groups: torch.optim.SGD(groups, momentum=0.9), **options | settings,
@@ -52,7 +52,9 @@ CASES = {
     "fold": dict(loss=F.cross_entropy),
     "ranges stay": dict(loss=F.cross_entropy, learn_ranges=False),
     "keep": dict(loss=F.cross_entropy, batch_norm="keep"),
-    "refold, statistics again": dict(loss=F.cross_entropy, batch_norm="refold", reestimate=2),
+    "dynamic, statistics again": dict(
+        loss=F.cross_entropy, batch_norm=qat.Dynamic(reestimate=2)
+    ),
 }
 
 
@@ -70,13 +72,14 @@ def work(folder):
     rank = distributed.get_rank()
     results = {name: train(rank, **case).state_dict() for name, case in CASES.items()}
     file = folder / "kept.pt"
+    kept = qat.Checkpoint(file, every=1)
     results["noisy"] = train(rank, loss=noisy_loss).state_dict()
     try:
-        train(rank, loss=noisy_loss, checkpoint=file, every=1, watch=stop)
+        train(rank, loss=noisy_loss, checkpoint=kept, callback=stop)
     except Stopped:
         results["kept by"] = file.exists()
     distributed.barrier()
-    results["gone on"] = train(rank, loss=noisy_loss, checkpoint=file, every=1).state_dict()
+    results["gone on"] = train(rank, loss=noisy_loss, checkpoint=kept).state_dict()
     torch.save(results, folder / f"{rank}.pt")
 
 

@@ -22,7 +22,7 @@ def quantized(model, example, **settings):
 
 
 def calibrated(model, x, **settings):
-    gm = quantized(model, x, weight_estimator="min_max", activation_estimator="min_max", **settings)
+    gm = quantized(model, x, weight_range="min_max", activation_range="min_max", **settings)
     for q in quantizers(gm).values():
         q.observe()
     gm(x)
@@ -157,7 +157,7 @@ def test_an_unsupported_operator_is_named_and_stays_in_float():
     (dict(weights=0), ValueError, "bits"),
     (dict(weights=17), ValueError, "1 to 16"),
     (dict(activations="8"), TypeError, "whole number"),
-    (dict(weight_estimator="best"), ValueError, "estimator must be one of min_max"),
+    (dict(weight_range="best"), ValueError, "estimator must be one of min_max"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(settings, error, words):
     with pytest.raises(error, match=words):

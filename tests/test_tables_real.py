@@ -257,16 +257,16 @@ def test_a_stopped_training_goes_on_with_the_next_step(command, tmp_path, monkey
 
 @pytest.mark.usefixtures("thin")
 def test_a_stopped_rounding_goes_on_with_the_next_layer(command, tmp_path, monkeypatch):
-    from minq.ptq import pipeline
+    from minq.ptq import rounding
 
     cell = ("--columns", "ptq", "--bits", "W4A8", "--granularity", "tensor")
     cell += ("--rounding", "adaround", "--sweeps", 1)
     with monkeypatch.context() as patch:
-        interrupt(patch, pipeline, "adaround", 1)
+        interrupt(patch, rounding, "adaround", 1)
         with pytest.raises(Stopped):
             command("resnet18", *cell)
     assert (tmp_path / "resnet18-ptq-W4A8-tensor.pt").exists()
-    interrupt(monkeypatch, pipeline, "adaround", 3 - 1)
+    interrupt(monkeypatch, rounding, "adaround", 3 - 1)
     command("resnet18", *cell)
     assert [p.name for p in tmp_path.iterdir()] == ["resnet18.json"]
 
@@ -326,7 +326,7 @@ def test_without_trained_networks_each_task_is_learned_first(glue, tmp_path, mon
         return build(self, task if weights == "pretrained" else weights, **settings)
 
     monkeypatch.setattr(Row, "build", given)
-    monkeypatch.setattr(real, "FINE_TUNING", {"epochs": 30, "rate": 1e-2})
+    monkeypatch.setattr(real, "FINE_TUNING", {"epochs": 30, "lr": 1e-2})
     first = glue("--columns", "fp32", "--tasks", "rte", weights="pretrained")
     folder = tmp_path / "bert" / "rte"
     assert (folder / "config.json").is_file()

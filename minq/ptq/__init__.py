@@ -4,14 +4,10 @@ The package can be called: ``minq.ptq(model, calibration, ...)`` is the whole pi
 ``minq.ptq.pipeline.ptq``.
 """
 
-import sys
-from types import ModuleType
+from minq._lazy import make_callable
+from minq.ptq.pipeline import Equalize, ptq
+from minq.ptq.rounding import GPTQ, AdaRound, Nearest
 
-from minq.ptq.pipeline import ptq
+__all__ = ["GPTQ", "AdaRound", "Equalize", "Nearest", "ptq"]
 
-
-class _Callable(ModuleType):
-    __call__ = staticmethod(ptq)
-
-
-sys.modules[__name__].__class__ = _Callable
+make_callable(__name__, ptq)

@@ -175,12 +175,18 @@ def replace_relu6(gm: fx.GraphModule) -> fx.GraphModule:
     return graph.tidy(gm)
 
 
+def check_relu6(relu6: str) -> None:
+    """Raise ValueError for a way to treat ReLU6 that does not exist."""
+    if relu6 not in RELU6:
+        raise ValueError(f"relu6 must be one of {', '.join(RELU6)}, not {relu6!r}")
+
+
 def equalize_graph(
     gm: fx.GraphModule,
     *,
     relu6: str = "replace",
     residual: bool = True,
-    reach: float | None = None,
+    max_scale: float | None = None,
     sweeps: int = 30,
     tolerance: float = 1e-2,
 ) -> fx.GraphModule:
@@ -194,11 +200,10 @@ def equalize_graph(
     relu6: "replace" it with ReLU first, as the paper does, which changes the network's function
         slightly; clip "per_channel" at 6 / s_i, which does not; or "keep" it, and leave the layers
         around it alone.
-    reach: the largest s_i, and 1 / reach the smallest. What equalization gives the weights it may
-        take from the activations, whose channels get uneven; a reach of 2 keeps most of both.
+    max_scale: the largest s_i, and 1 / max_scale the smallest. What equalization gives the weights
+        it may take from the activations, whose channels get uneven; 2 keeps most of both.
     """
-    if relu6 not in RELU6:
-        raise ValueError(f"relu6 must be one of {', '.join(RELU6)}, not {relu6!r}")
+    check_relu6(relu6)
     if relu6 == "replace":
         replace_relu6(gm)
     sets = shared_channels(gm, residual=residual)
@@ -212,7 +217,7 @@ def equalize_graph(
         for k, c in enumerate(sets):
             written = torch.stack([ranges[n].written() for n in c.writers]).amax(0)
             read = torch.stack([ranges[n].read() for n in c.readers]).amax(0)
-            s = _within_reach(equalize.equalization_scales(written, read), total[k], reach)
+            s = _within(equalize.equalization_scales(written, read), total[k], max_scale)
             for node in c.writers:
                 ranges[node].outputs /= s
             for node in c.readers:
@@ -237,11 +242,11 @@ def equalize_graph(
     return graph.tidy(gm)
 
 
-def _within_reach(s: Tensor, total: Tensor, reach: float | None) -> Tensor:
-    """The step s, shortened so that no channel ends further than ``reach`` from where it began."""
-    if reach is None:
+def _within(s: Tensor, total: Tensor, max_scale: float | None) -> Tensor:
+    """The step s, shortened so that no channel's total leaves [1 / max_scale, max_scale]."""
+    if max_scale is None:
         return s
-    return (total * s).clamp(1 / reach, reach) / total
+    return (total * s).clamp(1 / max_scale, max_scale) / total
 
 
 class _Ranges:

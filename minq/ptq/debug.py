@@ -159,7 +159,7 @@ def debug(
 
     def answers(on: set[str]) -> Tensor:
         with only(q, on):
-            return torch.cat([flat(_call(q, b)) for b in batches])
+            return torch.cat([flat(call(q, b)) for b in batches])
 
     def measure(on: set[str]) -> float:
         return sqnr(reference, answers(on))
@@ -255,14 +255,14 @@ def _own_errors(q: fx.GraphModule, batch: list[Any]) -> dict[str, float]:
     handles = [x.register_forward_hook(hook(name)) for name, x in every.items()]
     try:
         with only(q, set(every)), torch.no_grad():
-            _call(q, batch)
+            call(q, batch)
     finally:
         for handle in handles:
             handle.remove()
     return errors
 
 
-def _call(q: fx.GraphModule, batch: list[Any]) -> Any:
+def call(q: fx.GraphModule, batch: list[Any]) -> Any:
     """The network's answer to the values of all its inputs, as ``batches_of`` gives them."""
     args, kwargs = tree_unflatten(batch, q._in_spec)
     return q(*args, **kwargs)

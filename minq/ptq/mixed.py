@@ -1,6 +1,6 @@
 """Mixed precision: more bits for the layers that need them, fewer for those that do not.
 
-    1. how much noise does each layer alone bring into the network's answers, at b bits?
+    1. how much noise does each layer alone bring into the network's outputs, at b bits?
     2. noises of many small errors add up:  noise(b_1, ..., b_L) ~ sum of n_l(b_l)
     3. choose the bits with the least noise that the budget pays for:
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,23 +24,39 @@ from minq import graph
 from minq.affine import sqnr
 from minq.batches import as_batches, batches_of, flat
 from minq.export import capture
-from minq.ptq.debug import _call, only
-from minq.ptq.pipeline import ptq
+from minq.ptq.debug import call, only
+from minq.ptq.pipeline import Equalize, ptq
+from minq.ptq.rounding import Nearest, Rounding
+from minq.scheme import Scheme
 
 _Table = Mapping[str, Mapping[int, float]]
 """A number for each layer at each bit-width: {layer: {bits: number}}."""
 
 
 def sensitivity(
-    model: nn.Module, data: Any, bits: Iterable[int] = (2, 4, 8), **options: Any
+    model: nn.Module,
+    data: Any,
+    bits: Iterable[int] = (2, 4, 8),
+    *,
+    scheme: Scheme | None = None,
+    rounding: str | Rounding = Nearest(correct_bias=False),  # noqa: B008 (it is a value)
+    equalize: bool | Equalize = True,
+    **settings: Any,
 ) -> dict[str, dict[int, float]]:
-    """The noise of the answers when one layer's weights alone have b bits: {layer: {b: n}}.
+    """The noise of the outputs when one layer's weights alone have b bits: {layer: {b: n}}.
 
     n = sum ||y - y_hat||^2 / sum ||y||^2, which is 10^(-SQNR / 10).
 
-    model, data: as for ``ptq``, labels not needed. options: for ``ptq``, as ``per_channel=True``;
-    weights are rounded to nearest and activations stay in float, unless said otherwise. The names
-    of the layers are patterns for the ``layers`` of ``ptq``.
+    Args:
+        model, data: as for ``ptq``, labels not needed.
+        bits: to try.
+        scheme, settings: a ``minq.Scheme`` whose bits of weights do not count, or its fields, as
+            ``per_channel=True``. By default activations stay in float.
+        rounding, equalize: see ``ptq``.
+
+    Returns:
+        A table for ``pareto_front``. The names of its layers are patterns for the ``layers`` of a
+        scheme.
 
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -47,27 +64,28 @@ def sensitivity(
     >>> list(noise), noise["0"][4] > 100 * noise["0"][8]
     (['0', '2'], True)
     """
-    settings = {"activations": None, "rounding": "nearest", "correct_bias": False} | options
+    scheme = Scheme.made(scheme or Scheme(activations=None), settings)
     gm = capture(model, as_batches(data)[0])
     batches = batches_of(gm, data)
     noise: dict[str, dict[int, float]] = {}
     for b in sorted(set(bits)):
-        q = ptq(gm, data, weights=b, progress=False, **settings)
+        at_b = replace(scheme, weights=b)
+        q = ptq(gm, data, scheme=at_b, rounding=rounding, equalize=equalize, progress=False)
         sites: dict[str, set[str]] = {}
         for node in graph.layers(q).values():
             if (weight := graph.weight_node(node)).op == "call_module":
                 sites.setdefault(graph.layer_name(node), set()).add(weight.target)
-        exact = _answers(q, batches, set())
+        exact = _outputs(q, batches, set())
         for name, quantizers in sites.items():
-            loss = sqnr(exact, _answers(q, batches, quantizers))
+            loss = sqnr(exact, _outputs(q, batches, quantizers))
             noise.setdefault(name, {})[b] = 10 ** (-loss / 10)
     return noise
 
 
 @torch.no_grad()
-def _answers(q: nn.Module, batches: list[Any], on: set[str]) -> torch.Tensor:
+def _outputs(q: nn.Module, batches: list[Any], on: set[str]) -> torch.Tensor:
     with only(q, on):
-        return torch.cat([flat(_call(q, batch)) for batch in batches])
+        return torch.cat([flat(call(q, batch)) for batch in batches])
 
 
 class Choice(NamedTuple):
@@ -79,7 +97,7 @@ class Choice(NamedTuple):
 
     @property
     def sqnr(self) -> float:
-        """The expected SQNR of the answers in dB."""
+        """The expected SQNR of the outputs in dB."""
         return -10 * math.log10(self.noise) if self.noise else math.inf
 
     @property

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +23,43 @@ import torch
 from torch import Tensor, fx, nn
 
 from minq import graph
-from minq._checks import check_count
-from minq._work import Bar, fingerprint, write_whole
+from minq._work import Bar
 from minq.batches import as_batches, batches_of
 from minq.export import capture, outside
 from minq.fold import fold
-from minq.ptq import bias as bias_math
 from minq.ptq import channels, readers
-from minq.ptq.adaround import adaround
-from minq.ptq.before import set_corrected_bias, set_rounded_weight
+from minq.ptq.before import set_rounded_weight
+from minq.ptq.checkpoint import Store
+from minq.ptq.correction import correct_bias
 from minq.ptq.datafree import Moments, calibrate_without_data
-from minq.ptq.gptq import gptq
-from minq.ptq.walk import Walk, sample_rows
-from minq.quantizer import Estimator, Quantizer
-from minq.simulate import (
-    insert_quantizers,
-    is_quantizer,
-    is_weight,
-    quantizers,
-    weight_quantizers,
-)
+from minq.ptq.rounding import AdaRound, Nearest, Rounding, as_rounding
+from minq.ptq.walk import Walk
+from minq.quantizer import Quantizer
+from minq.scheme import Scheme
+from minq.simulate import insert_quantizers, is_quantizer, is_weight, weight_quantizers
 
-ROUNDINGS = ("adaround", "nearest", "gptq")
+
+@dataclass(frozen=True)
+class Equalize:
+    """How layers are equalized before they are quantized.
+
+    Args:
+        relu6: what becomes of ReLU6, see ``equalize_graph``.
+        max_scale: the largest factor of a channel, and 1 / max_scale the smallest; None for any.
+        absorb: also move high biases into the next layer, see ``absorb_biases``.
+    """
+
+    relu6: str = "per_channel"
+    max_scale: float | None = 2.0
+    absorb: bool = False
+
+    def __post_init__(self) -> None:
+        channels.check_relu6(self.relu6)
+
+    def apply(self, gm: fx.GraphModule) -> None:
+        channels.equalize_graph(gm, relu6=self.relu6, max_scale=self.max_scale)
+        if self.absorb:
+            channels.absorb_biases(gm)
 
 
 @outside()
@@ -52,105 +67,73 @@ def ptq(
     model: nn.Module,
     calibration: Any = None,
     *,
+    scheme: Scheme | None = None,
+    rounding: str | Rounding | None = None,
+    equalize: bool | Equalize = True,
     example: Any = None,
     input_range: tuple[float, float] | None = None,
-    weights: int | None = 8,
-    activations: int | None = 8,
-    per_channel: bool = False,
-    group_size: int | None = None,
-    symmetric: bool = False,
-    equalize: bool = True,
-    relu6: str = "per_channel",
-    reach: float | None = 2.0,
-    absorb: bool = False,
-    rounding: str = "adaround",
-    correct_bias: bool | None = None,
-    weight_range: str | Estimator = "mse",
-    activation_range: str | Estimator = "output",
-    skip: Iterable[str] = (),
-    layers: Mapping[str, Mapping[str, Any]] | None = None,
-    sweeps: int = 20,
-    rows: int = 4096,
-    seed: int = 0,
     checkpoint: str | Path | None = None,
     progress: bool | None = None,
+    **settings: Any,
 ) -> fx.GraphModule:
     """Quantize a trained network with a little unlabelled data, and no training.
 
-    model: any nn.Module that ``torch.export`` follows, on any device; it is left as it was. On
-        a GPU, PyTorch convolves in TF32, with 11 bits, unless torch.backends.cudnn.allow_tf32 is
-        False.
-    calibration: what the model is called with: one batch, or an iterable of them. Labels behind the
-        inputs are ignored. A few hundred samples are enough. None takes the branch without data.
-    example, input_range: for that branch, something to call the model with once, and the range of
-        its inputs, by default the example's.
-    weights, activations, per_channel, group_size, symmetric, skip, layers: see
-        ``insert_quantizers``.
-    equalize, relu6, reach, absorb: see ``equalize_graph`` and ``absorb_biases``.
-    rounding: "adaround" with ``sweeps`` over each layer's weights, on ``rows`` rows of data;
-        "gptq" on as many rows, also for weights in groups; or "nearest". A weight that several
-        layers read is rounded to nearest; a head gets a weight of its own beside its embedding.
-    correct_bias: take the mean error of each layer off its bias, where that lowers the layer's
-        error behind its activation function; by default with "nearest".
-    weight_range, activation_range: "min_max", "mse", "percentile", or a function. Activations also
-        have "output": "mse", unless the next operators' outputs say that another range is better;
-        a tensor for which their 8 bits or more are too few is named in a warning.
-    checkpoint: a file that keeps the rounded layers, so that a stopped run goes on from there.
-    progress: show a bar; by default on a terminal.
+    Args:
+        model: any nn.Module that ``torch.export`` follows, on any device; it is left as it was. On
+            a GPU, PyTorch convolves in TF32, with 11 bits, unless torch.backends.cudnn.allow_tf32
+            is False.
+        calibration: what the model is called with: one batch, or an iterable of them. Labels behind
+            the inputs are ignored. A few hundred samples are enough. None takes the branch without
+            data.
+        scheme, settings: a ``minq.Scheme``, or its fields one by one: ``weights=4``,
+            ``activations=8``, ``per_channel=True``, ``layers={"head": {"weights": 8}}``, ...
+        rounding: ``AdaRound()``, the default with data; ``GPTQ()``; or ``Nearest()``, the default
+            without. Or a short form of these, see ``minq.ptq.rounding``.
+        equalize: whether to equalize layers first, or how.
+        example, input_range: without data, something to call the model with once, and the range of
+            its inputs, by default the example's.
+        checkpoint: a file that keeps the rounded layers, so that a stopped run goes on from there.
+        progress: show a bar; by default on a terminal.
 
-    Returns the network with quantizers, a plain torch.fx.GraphModule in simulation. With
-    "adaround" or "gptq" it keeps two bytes more for each weight, see ``minq.ptq.before``.
+    Returns:
+        The network with quantizers, a plain torch.fx.GraphModule in simulation. After AdaRound or
+        GPTQ it keeps two bytes more for each weight, see ``minq.ptq.before``. A tensor for which
+        its 8 bits or more are too few is named in a warning.
+
+    Raises:
+        TypeError, ValueError: settings that do not exist or do not fit, a model that is quantized
+            already, no data and no example, or a rounding that needs data without any.
     """
-    if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
-    if weight_range == "output":
-        raise ValueError('weight_range is judged by no output; pass "mse", and rounding="adaround"')
+    scheme = Scheme.made(scheme, settings)
     if calibration is None and example is None:
         raise ValueError("give calibration data, or an example of the input to work without data")
+    if rounding is None:
+        rounding = Nearest() if calibration is None else AdaRound()
+    rounding = as_rounding(rounding)
+    if calibration is None and rounding.needs_data:
+        raise ValueError(f"{rounding} needs calibration data; without data pass Nearest()")
+    equalize = Equalize() if equalize is True else equalize
+    if not isinstance(equalize, bool | Equalize):
+        raise TypeError(f"equalize must be True, False or an Equalize(), not {equalize!r}")
     if isinstance(model, nn.Module) and any(isinstance(m, Quantizer) for m in model.modules()):
         raise ValueError(
             "the network is quantized already: it has quantizers; give the full-precision model it "
             "was made from"
         )
-    data = None if calibration is None else as_batches(calibration)
-    gm = capture(model, example if data is None else data[0])
-    batches = batches_of(gm, [example] if data is None else data)
+    data = [example] if calibration is None else as_batches(calibration)
+    gm = capture(model, data[0])
+    batches = batches_of(gm, data)
     fold(gm)
-    if equalize:
-        channels.equalize_graph(gm, relu6=relu6, reach=reach)
-        if absorb:
-            channels.absorb_biases(gm)
-    if rounding != "nearest":
-        _part_from_embeddings(gm)
-    insert_quantizers(
-        gm,
-        weights=weights,
-        activations=activations,
-        per_channel=per_channel,
-        group_size=group_size,
-        symmetric=symmetric,
-        weight_estimator=weight_range,
-        activation_estimator=activation_range,
-        skip=skip,
-        layers=layers,
-    )
+    if isinstance(equalize, Equalize):
+        equalize.apply(gm)
+    rounding.prepare(gm)
+    insert_quantizers(gm, scheme)
     set_weight_ranges(gm)
-    if data is None:
+    if calibration is None:
         inputs = _input_moments(gm, batches[0], input_range)
-        return calibrate_without_data(gm, inputs, correct_bias=correct_bias is not False)
+        return calibrate_without_data(gm, inputs, correct_bias=rounding.correct_bias)
     exact = {name: p.detach().clone() for name, p in gm.named_parameters()}
-    return calibrate(
-        gm,
-        batches,
-        exact,
-        rounding=rounding,
-        correct_bias=rounding == "nearest" if correct_bias is None else correct_bias,
-        sweeps=sweeps,
-        rows=rows,
-        seed=seed,
-        checkpoint=checkpoint,
-        progress=progress,
-    )
+    return calibrate(gm, batches, exact, rounding, checkpoint=checkpoint, progress=progress)
 
 
 def _input_moments(gm, batch, input_range) -> dict[str, Moments]:
@@ -179,32 +162,25 @@ def calibrate(
     gm: fx.GraphModule,
     batches: list[list[Any]],
     exact: Mapping[str, Tensor],
+    rounding: Rounding,
     *,
-    rounding: str = "adaround",
-    correct_bias: bool = False,
-    sweeps: int = 20,
-    rows: int = 4096,
-    seed: int = 0,
     checkpoint: str | Path | None = None,
     progress: bool | None = None,
 ) -> fx.GraphModule:
     """Round the weights, correct the biases and set the activations' ranges, in one walk.
 
-    Each layer sees the inputs that the layers before it, already quantized, now give it. ``exact``
-    has the parameters of the full-precision network. ``gm`` is changed and returned.
+    Each layer sees the inputs that the layers before it, already quantized, now give it.
+
+    Args:
+        gm: with quantizers, whose weights have their ranges; it is changed and returned.
+        batches: from ``minq.batches.batches_of``.
+        exact: the parameters of the full-precision network.
+        rounding, checkpoint, progress: see ``ptq``.
     """
-    todo = len(weight_quantizers(gm))
-    rows = check_count(rows, "rows")
-    settings = {"rounding": rounding, "sweeps": sweeps, "rows": rows, "seed": seed}
-    settings["correct_bias"] = correct_bias
-    if checkpoint is not None:
-        settings["network"] = fingerprint(gm.state_dict().values())
-        settings["quantizers"] = fingerprint(map(_settings_of, quantizers(gm).values()))
-        settings["data"] = fingerprint(v for batch in batches for v in batch)
-    store = _Store(checkpoint, settings)
+    store = Store(checkpoint, gm, batches, rounding)
     walk = Walk(gm, batches, dict(exact))
     rough: dict[str, float] = {}
-    with Bar(todo, "layers", progress) as bar:
+    with Bar(len(weight_quantizers(gm)), "layers", progress) as bar:
         for node in walk:
             if is_quantizer(node):
                 quality = _set_activation_range(gm, node, walk)
@@ -213,14 +189,13 @@ def calibrate(
                     rough[name] = quality
             elif graph.is_layer(node) and is_weight(graph.weight_node(node)):
                 name = graph.parameter_of(graph.weight_node(node)).target
-                alone = len(graph.weight_node(node).users) == 1
-                if rounding != "nearest" and _has_rows(node) and alone:
+                if rounding.rounds(node):
                     if (rounded := store.get(name)) is None:
-                        rounded = _rounded(gm, node, walk, rounding, sweeps, rows, seed)
+                        rounded = rounding.round(gm, node, walk)
                         store.put(name, rounded)
                     set_rounded_weight(gm, node, rounded)
-                if correct_bias and graph.op(node) != "embedding":
-                    _correct_bias(gm, node, walk)
+                if rounding.correct_bias:
+                    correct_bias(gm, node, walk)
                 bar.update(name)
     if rough:
         warnings.warn(
@@ -243,7 +218,7 @@ def _set_activation_range(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> floa
         sample = torch.cat([v.detach().flatten(0, -2) for v in values])
     quantizer.observe()(sample)
     quantizer.freeze()
-    if not quantizer.by_output or quantizer.granularity.axis is not None:
+    if not quantizer.estimator.by_output or quantizer.granularity.axis is not None:
         return math.inf
     return readers.choose_range(quantizer, sample, readers.readers_of(gm, node, walk))
 
@@ -266,154 +241,3 @@ def _sample(
         picked.append(v[::every].clone())
         ends.append(torch.stack(torch.aminmax(v)))
     return torch.cat(picked + ends)
-
-
-def _part_from_embeddings(gm: fx.GraphModule) -> None:
-    """A table that one layer reads too (a tied head) is left alone when the layer is rounded.
-
-    Its readers in front have been computed with it by then.
-    """
-    for node in list(graph.layers(gm).values()):
-        readers = list(graph.weight_node(node).users)
-        if _has_rows(node) and [u for u in readers if graph.op(u) != "embedding"] == [node]:
-            graph.own_weight(gm, node)
-
-
-def _has_rows(node: fx.Node) -> bool:
-    return graph.op(node) in graph.CONVOLUTIONS | {"linear"}
-
-
-def _rounded(gm, node, walk, rounding, sweeps, rows, seed) -> Tensor:
-    """A layer's weight on its grid, by AdaRound or GPTQ."""
-    quantizer = gm.get_submodule(graph.weight_node(node).target)
-    inputs = graph.input_of(node)
-    generator = torch.Generator().manual_seed(seed)  # the same, whichever layers are done already
-    x, y = sample_rows(gm, node, walk.quantized[inputs], walk.exact[node], rows, generator)
-    scale, zero_point = (v.detach() for v in quantizer.scale_zero_point())
-    weight = graph.weight_of(gm, node)
-    group = quantizer.granularity.group
-    if rounding == "gptq":
-        return gptq(weight, x, scale, zero_point, quantizer.grid, group=group)
-    if group is not None:
-        raise ValueError(
-            f"{graph.layer_name(node)}: AdaRound takes one scale for each output, not groups; "
-            'pass rounding="gptq" or "nearest"'
-        )
-    return adaround(
-        weight,
-        x,
-        y,
-        scale,
-        zero_point,
-        quantizer.grid,
-        bias=graph.bias_of(gm, node),
-        activation=_activation(gm, node, x.shape[0]),
-        sweeps=sweeps,
-    )
-
-
-def _activation(gm: fx.GraphModule, node: fx.Node, groups: int) -> Callable | None:
-    """The activation function that follows a layer, for rows (groups, rows, outputs / groups)."""
-    if len(node.users) != 1:
-        return None
-    (user,) = node.users
-    if graph.op(user) not in graph.FUSED - {"prelu"}:
-        return None
-    if (bounds := graph.clip_bounds(user, -1 if graph.op(node) == "linear" else 1)) is not None:
-        if all(v.ndim == 0 for v in bounds):
-            low, high = map(float, bounds)
-        else:
-            low, high = (v.reshape(groups, 1, -1) if v.ndim else v for v in bounds)
-        return lambda t: torch.clamp(t, low, high)
-    if any(isinstance(a, fx.Node) for a in (*user.args[1:], *user.kwargs.values())):
-        return None
-    return lambda t: user.target(t, *user.args[1:], **user.kwargs)
-
-
-def _correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
-    """b - (E[y_hat] - E[y]), eq. (30), from this layer's outputs in both networks.
-
-    In those channels only where it lowers the squared error behind the activation function, on
-    samples that the mean was not taken from; and if most places get closer to what they were. A
-    mean that belongs to few samples, or to few tokens, would be noise for all others.
-    """
-    axis = -1 if graph.op(node) == "linear" else 1
-    activation = _activation(gm, node, 1)
-    function = activation and (lambda rows: activation(rows[None])[0])
-    walk.advance(node)
-    sums: list[Any] = [0.0, 0.0]
-    counts = [0, 0]
-    for half, y, y_hat in _halves(walk, node, axis):
-        sums[half] = sums[half] + (y_hat - y).double().sum(0)
-        counts[half] += len(y)
-    if not all(counts):
-        return  # one place alone: nothing is held out to judge by
-    means = [total / count for total, count in zip(sums, counts, strict=True)]
-    change = [torch.zeros_like(mean) for mean in means]
-    for half, y, y_hat in _halves(walk, node, axis):
-        shift = means[1 - half].to(y)
-        change[half] += bias_math.change_of_error(y, y_hat, shift, function).double().sum(0)
-    helps = (change[0] < 0) & (change[1] < 0)
-    shift = torch.where(helps, sum(sums) / sum(counts), 0)
-    closer = 0
-    for _, y, y_hat in _halves(walk, node, axis):
-        here = bias_math.change_of_error(y, y_hat, shift.to(y), function).sum(1)
-        closer += int((here < 0).sum()) - int((here > 0).sum())
-    if closer <= 0:
-        return
-    shift = shift.to(y)
-    set_corrected_bias(gm, node, bias_math.correct_bias(graph.bias_of(gm, node), shift))
-    column = shift.reshape([-1] + [1] * (len(graph.shape_of(node)) - 2) if axis == 1 else [-1])
-    walk.renew(node, lambda y_hat: y_hat - column)
-
-
-def _halves(walk: Walk, node: fx.Node, axis: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(half, y, y_hat) with rows (places, channels): even samples and odd ones; of one, places."""
-    alone, start = sum(walk.lengths) == 1, 0
-    for pair in map(list, zip(walk.exact[node], walk.quantized[node], strict=True)):
-        if alone:
-            pair = [v.movedim(axis, -1).flatten(0, -2) for v in pair]
-        for half in (0, 1):
-            parts = [v[(start + half) % 2 :: 2] for v in pair]
-            if len(parts[0]):
-                y, y_hat = parts if alone else (v.movedim(axis, -1).flatten(0, -2) for v in parts)
-                yield half, y, y_hat
-        start += len(pair[0])
-
-
-# --- A file to go on from -------------------------------------------------------------------------
-
-
-def _settings_of(quantizer: Quantizer) -> str:
-    return f"{quantizer} {_name(quantizer.estimate)} {quantizer.by_output}"
-
-
-def _name(value: Any) -> str:
-    """The same in every run: an estimator has no other name than its function's."""
-    if isinstance(value, partial):
-        return f"{_name(value.func)} { ({k: _name(v) for k, v in value.keywords.items()}) }"
-    return getattr(value, "__qualname__", str(type(value))) if callable(value) else str(value)
-
-
-class _Store:
-    """Rounded layers in a file that is only ever replaced as a whole."""
-
-    def __init__(self, path: str | Path | None, settings: dict[str, Any]) -> None:
-        self.path = None if path is None else Path(path)
-        self.state = {"settings": settings, "layers": {}}
-        if self.path is not None and self.path.exists():
-            state = torch.load(self.path, weights_only=True)
-            if state.get("settings") != settings:
-                raise ValueError(
-                    f"{self.path} was made with {state.get('settings')}, now asked for {settings}; "
-                    "give another file, or the same settings"
-                )
-            self.state = state
-
-    def get(self, name: str) -> Tensor | None:
-        return self.state["layers"].get(name)
-
-    def put(self, name: str, value: Tensor) -> None:
-        self.state["layers"][name] = value
-        if self.path is not None:
-            write_whole(self.path, lambda part: torch.save(self.state, part))

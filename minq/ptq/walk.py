@@ -259,3 +259,21 @@ def _patches(node, x, y, most, generator, shape) -> tuple[Tensor, Tensor]:
     x, y = x[(b, slice(None), *rest)], y[(b, slice(None), *rest)]  # (rows, channels, ...)
     x, y = x.reshape(len(pick), groups, -1), y.reshape(len(pick), groups, -1)
     return x.transpose(0, 1).contiguous(), y.transpose(0, 1).contiguous()
+
+
+def activation_of(gm: fx.GraphModule, node: fx.Node, groups: int) -> Callable | None:
+    """The activation function that follows a layer, for rows (groups, rows, outputs / groups)."""
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    if graph.op(user) not in graph.FUSED - {"prelu"}:
+        return None
+    if (bounds := graph.clip_bounds(user, -1 if graph.op(node) == "linear" else 1)) is not None:
+        if all(v.ndim == 0 for v in bounds):
+            low, high = map(float, bounds)
+        else:
+            low, high = (v.reshape(groups, 1, -1) if v.ndim else v for v in bounds)
+        return lambda t: torch.clamp(t, low, high)
+    if any(isinstance(a, fx.Node) for a in (*user.args[1:], *user.kwargs.values())):
+        return None
+    return lambda t: user.target(t, *user.args[1:], **user.kwargs)

@@ -4,17 +4,21 @@ The package can be called: ``minq.qat(model, loader, loss, ...)`` is the whole p
 ``minq.qat.pipeline.qat``. Its steps are here for a training loop of one's own.
 """
 
-import sys
-from types import ModuleType
-
-from minq.qat.batchnorm import reestimate
+from minq._lazy import make_callable
+from minq.qat.batchnorm import Dynamic, Fold, Keep, reestimate
 from minq.qat.pipeline import finish, parameter_groups, prepare, qat
+from minq.qat.run import Checkpoint
 
-__all__ = ["finish", "parameter_groups", "prepare", "qat", "reestimate"]
+__all__ = [
+    "Checkpoint",
+    "Dynamic",
+    "Fold",
+    "Keep",
+    "finish",
+    "parameter_groups",
+    "prepare",
+    "qat",
+    "reestimate",
+]
 
-
-class _Callable(ModuleType):
-    __call__ = staticmethod(qat)
-
-
-sys.modules[__name__].__class__ = _Callable
+make_callable(__name__, qat)

@@ -3,22 +3,24 @@
 On the device batch norm is part of the layer in front of it. While the network trains there are
 three ways to deal with it, here with y = W x and the batch's own mean and deviation mu_B, sigma_B:
 
-    fold     once, before training: W~ and b~ are trained, and nothing is normalized any more
-    refold   in every step, by the running statistics; the output is corrected to those of the
-             batch: gamma / sigma_B (y - mu_B) + beta, with q(gamma W / sigma) for the weights
-    keep     not at all: the quantized layer is followed by batch norm. Its factor gamma / sigma can
-             move into the weight's scale afterwards, if every channel has a scale of its own
+    Fold      once, before training: W~ and b~ are trained, and nothing is normalized any more
+    Dynamic   folded in every step, by the running statistics; the output is corrected to those of
+              the batch: gamma / sigma_B (y - mu_B) + beta, with q(gamma W / sigma) for the weights
+    Keep      not at all: the quantized layer is followed by batch norm. Its factor gamma / sigma
+              can move into the weight's scale afterwards, if every channel has a scale of its own
 
 Every network comes here folded and calibrated, so that all three start from the same function.
-``restore`` puts batch norms back in front of which nothing changes: their statistics are those that
+Their ``restore`` gives layers batch norms again that change nothing: the statistics are those that
 folding remembered, gamma is sigma and beta is mu. ``remove`` folds them for good.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,8 +32,6 @@ from minq.network import operator, operator_name
 from minq.quantizer import Quantizer
 from minq.simulate import is_weight
 
-WAYS = ("fold", "refold", "keep")
-
 
 class KeptBatchNorm(_BatchNorm):
     """Batch norm of any layer's outputs, (N, C, ...)."""
@@ -40,8 +40,8 @@ class KeptBatchNorm(_BatchNorm):
         pass
 
 
-class RefoldedLayer(KeptBatchNorm):
-    """A layer and its batch norm, folded anew in every step.
+class DynamicallyFoldedLayer(KeptBatchNorm):
+    """A layer and its batch norm, folded in every step.
 
     While it trains, the layer is computed twice: y = W x in full precision tells the batch's
     statistics, and q(gamma W / sigma) x, corrected by sigma / sigma_B, is the output. In eval mode
@@ -113,44 +113,116 @@ def _columns(v: Tensor, y: Tensor) -> Tensor:
 # --- Putting batch norms back, and folding them for good ------------------------------------------
 
 
-def restore(gm: fx.GraphModule, way: str) -> fx.GraphModule:
-    """Give every layer that had a batch norm one again; ``gm`` is changed and returned.
+class BatchNorm(ABC):
+    """What becomes of batch norms while a network trains."""
 
-    way: "refold", or "keep", which needs a scale for each channel. In eval mode the network does
-    what it did before.
+    reestimate: int
+    """After training, take their statistics anew from so many batches."""
 
-    Raises ValueError for another way, or "keep" with a weight that has one scale for all channels.
+    def restore(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """Give every layer that had a batch norm one again; ``gm`` is changed and returned.
+
+        In eval mode the network does what it did before.
+        """
+        for name, node in graph.layers(gm).items():
+            if "moments" not in node.meta or not is_weight(graph.weight_node(node)):
+                continue
+            new = self.insert(gm, name, node)
+            new.meta |= {k: v for k, v in node.meta.items() if k != "moments"}
+        return graph.tidy(gm)
+
+    @abstractmethod
+    def insert(self, gm: fx.GraphModule, name: str, layer: fx.Node) -> fx.Node:
+        """Put a batch norm behind one layer, or in its place; returns its node."""
+
+
+@dataclass(frozen=True)
+class Fold(BatchNorm):
+    """Batch norms stay folded into the weights."""
+
+    reestimate: ClassVar[int] = 0  # there are none
+
+    def restore(self, gm: fx.GraphModule) -> fx.GraphModule:
+        return gm
+
+    def insert(self, gm: fx.GraphModule, name: str, layer: fx.Node) -> fx.Node:
+        return layer
+
+
+@dataclass(frozen=True)
+class Keep(BatchNorm):
+    """Batch norms stay behind their layers, which need a scale for each channel.
+
+    ``restore`` raises ValueError for a weight that has one scale for all channels.
     """
-    if way not in WAYS[1:]:
-        raise ValueError(f"way must be refold or keep, not {way!r}")
-    for name, node in graph.layers(gm).items():
-        source = graph.weight_node(node)
-        if "moments" not in node.meta or not is_weight(source):
-            continue
-        quantizer = gm.get_submodule(source.target)
-        if way == "keep" and quantizer.granularity.axis is None:
+
+    reestimate: int = 0
+
+    def insert(self, gm: fx.GraphModule, name: str, layer: fx.Node) -> fx.Node:
+        if gm.get_submodule(graph.weight_node(layer).target).granularity.axis is None:
             raise ValueError(
                 f"{name} has one scale for all channels, so batch norm cannot be folded into it "
                 "after training; pass per_channel=True, or batch_norm='fold'"
             )
-        mean, variance = node.meta["moments"]
-        place = graph.unused(gm, f"{name}.batch_norm".lstrip("."))
-        bias = graph.bias_of(gm, node)
-        if way == "keep":
-            gm.add_submodule(place, _identity(KeptBatchNorm(len(mean)), mean, variance, bias))
-            with gm.graph.inserting_after(node):
-                new = gm.graph.call_module(place, (node,))
-            node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
-            node.args = (*node.args[:2], None, *node.args[3:])
-            node.kwargs = {k: v for k, v in node.kwargs.items() if k != "bias"}
-        else:
-            module = RefoldedLayer(_Layer(node, source.target), quantizer, len(mean))
-            gm.add_submodule(place, _identity(module, mean, variance, bias))
-            with gm.graph.inserting_after(node):
-                new = gm.graph.call_module(place, (graph.input_of(node), source.args[0]))
-            node.replace_all_uses_with(new)
-        new.meta |= {k: v for k, v in node.meta.items() if k != "moments"}
-    return graph.tidy(gm)
+        mean, variance = layer.meta["moments"]
+        module = _identity(KeptBatchNorm(len(mean)), mean, variance, graph.bias_of(gm, layer))
+        place = _add(gm, name, module)
+        with gm.graph.inserting_after(layer):
+            new = gm.graph.call_module(place, (layer,))
+        layer.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        layer.args = (*layer.args[:2], None, *layer.args[3:])
+        layer.kwargs = {k: v for k, v in layer.kwargs.items() if k != "bias"}
+        return new
+
+
+@dataclass(frozen=True)
+class Dynamic(BatchNorm):
+    """Batch norms are folded in every step, by their running statistics."""
+
+    reestimate: int = 0
+
+    def insert(self, gm: fx.GraphModule, name: str, layer: fx.Node) -> fx.Node:
+        source = graph.weight_node(layer)
+        mean, variance = layer.meta["moments"]
+        module = DynamicallyFoldedLayer(
+            _Layer(layer, source.target), gm.get_submodule(source.target), len(mean)
+        )
+        place = _add(gm, name, _identity(module, mean, variance, graph.bias_of(gm, layer)))
+        with gm.graph.inserting_after(layer):
+            new = gm.graph.call_module(place, (graph.input_of(layer), source.args[0]))
+        layer.replace_all_uses_with(new)
+        return new
+
+
+NAMES: dict[str, BatchNorm] = {"fold": Fold(), "dynamic": Dynamic(), "keep": Keep()}
+
+
+def as_batch_norm(value: str | BatchNorm) -> BatchNorm:
+    """What a short form stands for.
+
+    Raises:
+        ValueError: there is no such name.
+        TypeError: it is something else.
+
+    >>> as_batch_norm("keep")
+    Keep(reestimate=0)
+    """
+    if isinstance(value, BatchNorm):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(
+            f"batch_norm must be an object such as Keep(), or one of {', '.join(NAMES)}, "
+            f"not {value!r}"
+        )
+    if value not in NAMES:
+        raise ValueError(f"batch_norm must be one of {', '.join(NAMES)}, not {value!r}")
+    return NAMES[value]
+
+
+def _add(gm: fx.GraphModule, name: str, module: nn.Module) -> str:
+    place = graph.unused(gm, f"{name}.batch_norm".lstrip("."))
+    gm.add_submodule(place, module)
+    return place
 
 
 def _identity(module: KeptBatchNorm, mean: Tensor, variance: Tensor, bias: Tensor | None):
@@ -178,7 +250,7 @@ def remove(gm: fx.GraphModule) -> fx.GraphModule:
             continue
         factor = (module.weight / (module.running_var + module.eps).sqrt()).detach()
         bias = module.bias.detach() - factor * module.running_mean  # eq. (42)
-        if isinstance(module, RefoldedLayer):
+        if isinstance(module, DynamicallyFoldedLayer):
             layer = _plain_layer(gm, node, module)
             weight = graph.weight_of(gm, layer)
         else:
@@ -193,7 +265,7 @@ def remove(gm: fx.GraphModule) -> fx.GraphModule:
     return graph.tidy(gm)
 
 
-def _plain_layer(gm: fx.GraphModule, node: fx.Node, module: RefoldedLayer) -> fx.Node:
+def _plain_layer(gm: fx.GraphModule, node: fx.Node, module: DynamicallyFoldedLayer) -> fx.Node:
     """The layer's own operator again, reading its weight through its quantizer."""
     x, parameter = node.args
     gm.add_submodule(module.layer.quantizer, module.quantizer)

@@ -23,10 +23,20 @@ from minq import graph
 from minq._checks import check_count
 from minq._work import Bar
 from minq.export import outside
-from minq.ptq.pipeline import ptq
+from minq.ptq.pipeline import Equalize, ptq
+from minq.ptq.rounding import Nearest, Rounding
 from minq.qat import batchnorm
-from minq.qat.run import Run, average_statistics, rank, same_random_numbers, share_gradients
+from minq.qat.batchnorm import BatchNorm, as_batch_norm
+from minq.qat.run import (
+    Checkpoint,
+    Run,
+    average_statistics,
+    rank,
+    same_random_numbers,
+    share_gradients,
+)
 from minq.quantizer import Quantizer
+from minq.scheme import Scheme
 from minq.straight_through import clamp
 
 Loss = Callable[[Any, Any], Tensor]
@@ -37,40 +47,53 @@ def prepare(
     model: nn.Module,
     calibration: Any,
     *,
-    batch_norm: str = "fold",
+    scheme: Scheme | None = None,
+    rounding: str | Rounding = Nearest(correct_bias=False),  # noqa: B008 (it is a value)
+    equalize: bool | Equalize = True,
+    batch_norm: str | BatchNorm = "fold",
     learn_ranges: bool = True,
     logarithmic: bool = True,
     normalize: bool = False,
-    rounding: str = "nearest",
-    correct_bias: bool = False,
+    progress: bool | None = None,
     **settings: Any,
 ) -> fx.GraphModule:
     """A quantized network that can be trained, with any PyTorch optimizer and loop.
 
-    model, calibration: as for ``minq.ptq``, which sets the ranges that training starts from.
-    batch_norm: "fold", "refold" or "keep", see ``minq.qat.batchnorm``.
-    learn_ranges: train scales and zero-points with the weights; otherwise they stay as calibrated.
-    logarithmic, normalize: how scales are trained, see ``Quantizer.learn``.
-    rounding, correct_bias, **settings: of ``minq.ptq``: weights, activations, per_channel,
-        equalize, weight_range, activation_range, layers (other bits for some layers), skip, ...
+    Args:
+        model, calibration: as for ``minq.ptq``, which sets the ranges that training starts from.
+        scheme, settings: a ``minq.Scheme``, or its fields one by one.
+        rounding, equalize, progress: see ``minq.ptq``.
+        batch_norm: ``Fold()``, ``Dynamic()`` or ``Keep()`` of ``minq.qat``, or "fold", "dynamic"
+            or "keep".
+        learn_ranges: train scales and zero-points with the weights; otherwise they stay as
+            calibrated.
+        logarithmic, normalize: how scales are trained, see ``Quantizer.learn``.
 
-    Returns a torch.fx.GraphModule in training mode. ``finish`` makes it a network to deploy.
+    Returns:
+        A torch.fx.GraphModule in training mode. ``finish`` makes it a network to deploy.
 
-    Raises ValueError as ``minq.ptq`` and ``minq.qat.batchnorm.restore`` do.
+    Raises:
+        TypeError, ValueError: as ``minq.ptq``, and for batch norms that are kept behind a layer
+            with one scale for all channels.
     """
-    if batch_norm not in batchnorm.WAYS:
-        raise ValueError(f"batch_norm must be fold, refold or keep, not {batch_norm!r}")
-    gm = ptq(model, calibration, rounding=rounding, correct_bias=correct_bias, **settings)
+    batch_norm = as_batch_norm(batch_norm)
+    gm = ptq(
+        model,
+        calibration,
+        scheme=Scheme.made(scheme, settings),
+        rounding=rounding,
+        equalize=equalize,
+        progress=progress,
+    )
     gm.meta["trained"] = True  # from now on the weights may go where they like
     gm.meta.pop("added", None)
-    for parameter in gm.parameters():  # a frozen layer of the model trains here too
+    for parameter in gm.parameters():  # a fixed layer of the model trains here too
         parameter.requires_grad_(parameter.is_floating_point())
     for quantizer in _quantizers(gm):
         quantizer.freeze()
         if learn_ranges:
             quantizer.learn(logarithmic=logarithmic, normalize=normalize)
-    if batch_norm != "fold":
-        batchnorm.restore(gm, batch_norm)
+    batch_norm.restore(gm)
     _exchange(gm, torch.ops.aten.clamp.Tensor, clamp)
     return gm.train()
 
@@ -99,24 +122,27 @@ def _exchange(gm: fx.GraphModule, old: Callable, new: Callable) -> None:
 
 
 def parameter_groups(
-    gm: nn.Module, rate: float, range_rate: float | None = None, decay: float = 0.0
+    gm: nn.Module, lr: float, range_lr: float | None = None, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
     """Parameters for an optimizer: weights, scales, and zero-points by the bits of their grid.
 
-    rate: of weights. range_rate: of the scales' logarithms (by default as ``rate``); a zero-point
-    moves on a grid of p - n steps, so its rate is that many times higher. decay: of weights only.
+    Args:
+        lr: learning rate of the weights.
+        range_lr: of the scales' logarithms, by default ``lr``; a zero-point moves on a grid of
+            p - n steps, so its learning rate is that many times higher.
+        weight_decay: of weights only.
     """
-    range_rate = rate if range_rate is None else range_rate
+    range_lr = lr if range_lr is None else range_lr
     mine, scales, zero_points = set(), [], {}
     for q in _quantizers(gm):
         scales.append(q.scale if q.log2_scale is None else q.log2_scale)
         zero_points.setdefault(q.grid.steps, []).append(q.zero_point)
         mine |= {id(q.scale), id(q.zero_point), id(q.log2_scale)}
     weights = [p for p in gm.parameters() if id(p) not in mine]
-    groups: list[dict[str, Any]] = [{"params": weights, "lr": rate, "weight_decay": decay}]
-    groups.append({"params": scales, "lr": range_rate, "weight_decay": 0.0})
+    groups: list[dict[str, Any]] = [{"params": weights, "lr": lr, "weight_decay": weight_decay}]
+    groups.append({"params": scales, "lr": range_lr, "weight_decay": 0.0})
     for steps, params in zero_points.items():
-        groups.append({"params": params, "lr": steps * range_rate, "weight_decay": 0.0})
+        groups.append({"params": params, "lr": steps * range_lr, "weight_decay": 0.0})
     for group in groups:
         group["params"] = [p for p in group["params"] if p.requires_grad]
     return [group for group in groups if group["params"]]
@@ -131,53 +157,58 @@ def qat(
     loader: Iterable[Any],
     loss: Loss,
     *,
-    calibration: Any = None,
     epochs: int = 1,
-    rate: float = 1e-3,
-    range_rate: float | None = None,
+    lr: float = 1e-3,
+    range_lr: float | None = None,
     optimizer: Callable[[list[dict]], torch.optim.Optimizer] = torch.optim.Adam,
     clip: float | None = 5.0,
-    reestimate: int = 0,
-    watch: Callable[[int, float, fx.GraphModule], None] | None = None,
-    checkpoint: str | Path | None = None,
-    every: int | None = None,
+    callback: Callable[[int, float, fx.GraphModule], None] | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
     progress: bool | None = None,
     **settings: Any,
 ) -> fx.GraphModule:
     """Train a network with quantization in the loop.
 
-    model: a trained nn.Module; it is left as it was.
-    loader: batches with a length, such as a DataLoader: (inputs ..., target), or a dict with the
-        target under "labels". loss: ``loss(outputs, target)``, a tensor.
-    calibration: inputs to set the first ranges by; by default the first batches, up to 256 samples.
-    epochs: passes over the loader. rate: of the weights, falling to 0 along a cosine. range_rate:
-        see ``parameter_groups``. optimizer: what makes one of these groups, e.g.
-        ``partial(torch.optim.SGD, momentum=0.9)``. clip: the largest norm of the gradient.
-    reestimate: after training, take batch norm's statistics anew from so many batches.
-    watch: called after every step with its number, the loss and the network.
-    checkpoint: a file that keeps all there is to keep, at every epoch's end and ``every`` so many
-        steps. A stopped training goes on from it, and ends with the same bits on the same machine.
-    progress: show a bar; by default on a terminal.
-    settings: of ``prepare``: weights, activations, per_channel, batch_norm, layers, ...
-
     In a process group (``torchrun``) the network is wrapped in DistributedDataParallel: give each
     process its share of the data, by a DistributedSampler; the first one calibrates for all. Batch
     norms take the statistics of each share, and end with their mean.
 
-    Returns the network as ``finish`` leaves it. Raises RuntimeError where the loss is not finite.
+    Args:
+        model: a trained nn.Module; it is left as it was.
+        loader: batches with a length, such as a DataLoader: (inputs ..., target), or a dict with
+            the target under "labels".
+        loss: ``loss(outputs, target)``, a tensor.
+        epochs: passes over the loader.
+        lr, range_lr: learning rates, see ``parameter_groups``. They fall to 0 along a cosine.
+        optimizer: what makes one of these groups, e.g. ``partial(torch.optim.SGD, momentum=0.9)``.
+        clip: the largest norm of the gradient.
+        callback: called after every step with its number, the loss and the network.
+        checkpoint: a file that keeps all there is to keep, at every epoch's end, or a
+            ``Checkpoint`` to keep it more often. A stopped training goes on from it, and ends with
+            the same bits on the same machine.
+        progress: show a bar; by default on a terminal.
+        settings: of ``prepare``: weights, activations, per_channel, layers, batch_norm, ...; and
+            calibration, by default the inputs of the first batches, up to 256 samples.
+
+    Returns:
+        The network as ``finish`` leaves it.
+
+    Raises:
+        RuntimeError: the loss is not finite.
+        TypeError, ValueError: as ``prepare``, and for a loader without a length.
     """
     steps = check_count(epochs, "epochs") * _length(loader)
-    every = steps if every is None else check_count(every, "every")
-    if calibration is None:
-        calibration = _first_samples(loader, 256)
-    gm = prepare(model, calibration, progress=False, **settings)
-    groups = parameter_groups(gm, rate, range_rate)
+    if settings.get("calibration") is None:
+        settings["calibration"] = _first_samples(loader, 256)
+    batch_norm = settings["batch_norm"] = as_batch_norm(settings.get("batch_norm", "fold"))
+    gm = prepare(model, progress=False, **settings)
+    groups = parameter_groups(gm, lr, range_lr)
     if not groups:
         raise ValueError("the network has nothing to train")
     made = optimizer(groups)
     highest = [group["lr"] for group in made.param_groups]
     net = share_gradients(gm)  # before a checkpoint is looked for: now all processes start alike
-    run = Run(gm, made, loader, steps, checkpoint, every)
+    run = Run(gm, made, loader, steps, checkpoint)
     with Bar(steps, "steps", progress if rank() == 0 else False, run.step) as bar:
         for batch in run.batches(epochs):
             inputs, target = split_batch(gm, batch)
@@ -192,16 +223,16 @@ def qat(
             number = value.item()
             if not math.isfinite(number):
                 raise RuntimeError(
-                    f"the loss is {number} in step {run.step}; try a lower rate= or range_rate="
+                    f"the loss is {number} in step {run.step}; try a lower lr= or range_lr="
                 )
-            if watch is not None:
-                watch(run.step, number, gm)
+            if callback is not None:
+                callback(run.step, number, gm)
                 if not gm.training:
                     gm.train()
             bar.update(f"loss {number:.3f}")
             run.done()
-    if reestimate:
-        batchnorm.reestimate(gm, (split_batch(gm, b)[0] for b in islice(loader, reestimate)))
+    if count := batch_norm.reestimate:
+        batchnorm.reestimate(gm, (split_batch(gm, b)[0] for b in islice(loader, count)))
     average_statistics(gm)
     return finish(gm)
 
@@ -236,7 +267,7 @@ def _length(loader: Any) -> int:
         length = len(loader)
     except TypeError:
         raise TypeError(
-            "the loader must have a length, so that the rate can fall to 0 at its end; "
+            "the loader must have a length, so that the learning rate can fall to 0 at its end; "
             "give a DataLoader or a list of batches"
         ) from None
     if not length:

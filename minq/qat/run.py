@@ -11,6 +11,7 @@ import ast
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,16 +21,39 @@ import numpy as np
 import torch
 from torch import distributed, fx, nn
 
+from minq._checks import check_count
 from minq._work import fingerprint, write_whole
 from minq.qat import batchnorm
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that keeps all there is to keep of a training, so that it can go on from there.
+
+    Args:
+        path: of the file.
+        every: it is written after so many steps, and at every epoch's end.
+    """
+
+    path: str | Path
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every is not None:
+            check_count(self.every, "every")
 
 
 class Run:
     """Where a training stands: the step, and the random numbers that its epoch began with."""
 
-    def __init__(self, gm, optimizer, loader, steps, path, every) -> None:
+    def __init__(self, gm, optimizer, loader, steps, checkpoint) -> None:
         self.gm, self.optimizer, self.loader = gm, optimizer, loader
-        self.path, self.every = None if path is None else Path(path), every
+        if isinstance(checkpoint, str | Path):
+            checkpoint = Checkpoint(checkpoint)
+        if not isinstance(checkpoint, Checkpoint | None):
+            raise TypeError(f"checkpoint must be a path, or a Checkpoint(), not {checkpoint!r}")
+        self.path = None if checkpoint is None else Path(checkpoint.path)
+        self.every = steps if checkpoint is None else checkpoint.every or steps
         self.step, self.length = 0, len(loader)
         self.epoch_random: Any = None
         self.random: Any = None

@@ -44,7 +44,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "2 groups, per channel": _CHANNELS,
     "2 groups, per channel, smoothing": _CHANNELS | {"alpha": 0.5},
     "2 groups, per channel, smoothing, MSE": _CHANNELS | {"alpha": 0.5, "ranges": "mse"},
-    "the same, biases corrected": _CHANNELS | {"alpha": 0.5, "ranges": "mse", "correct": True},
+    "the same, biases corrected": _CHANNELS
+    | {"alpha": 0.5, "ranges": "mse", "rounding": "nearest"},
     "the same, AdaRound": _CHANNELS | {"alpha": 0.5, "ranges": "mse", "rounding": "adaround"},
     "16 bits, per channel, smoothing, MSE": _SIXTEEN,
     "that one as integers": _SIXTEEN | {"integers": True},
@@ -94,8 +95,8 @@ def quantized(network: str, way: str) -> nn.Module:
         }
     layers = {pattern: sums | {"per_channel": per_channel} for pattern in SUMS[network]}
     settings: dict[str, Any] = NAIVE | {"weight_range": ranges, "activation_range": ranges}
-    settings |= {"rounding": options.get("rounding", "nearest")}
-    settings |= {"correct_bias": options.get("correct", False), "per_channel": per_channel}
+    settings |= {"rounding": options.get("rounding", NAIVE["rounding"])}
+    settings |= {"per_channel": per_channel}
     q = ptq(gm, calibration, layers=layers if sums else None, progress=False, **settings)
     return to_integer(q) if "integers" in options else q
 

@@ -22,6 +22,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
@@ -33,9 +34,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from minq._work import Bar
 from minq.export import capture
-from minq.ptq.pipeline import ROUNDINGS, ptq
+from minq.ptq.pipeline import ptq
+from minq.ptq.rounding import NAMES, AdaRound, as_rounding
 from minq.qat.pipeline import qat, split_batch
-from minq.qat.run import from_all, rank, together, world_size
+from minq.qat.run import Checkpoint, from_all, rank, together, world_size
 from minq.tables import data as layouts
 from minq.tables.data import GLUE, LAYOUTS, Data
 from minq.tables.metrics import Boxes, metric_of
@@ -47,7 +49,7 @@ TABLES = {"fp32": ("FP32",), "ptq": ("W8A8", "W4A8"), "qat": ("W8A8", "W4A8", "W
 GRANULARITIES = {"tensor": False, "channel": True}
 EVERY = 500
 """Training keeps where it stands every so many steps; what is shorter is simply done again."""
-FINE_TUNING = {"epochs": 3, "rate": 2e-5}
+FINE_TUNING = {"epochs": 3, "lr": 2e-5}
 """Of BERT in full precision, on each task, where no trained networks are given."""
 
 
@@ -73,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tokenizer", type=Path, metavar="PATH",
         help="a vocab.txt, or a folder that holds one; by default the library's own")
     add("--samples", type=int, default=256, help="to calibrate on, by default 256")
-    add("--rounding", default=ROUNDINGS[0], choices=ROUNDINGS)
+    add("--rounding", default="adaround", choices=NAMES)
     add("--sweeps", type=int, default=20, help="of AdaRound, see minq.ptq")
     add("--epochs", type=int, default=1, help="of training")
     add("--steps", type=int, help="of training, for less than an epoch")
@@ -355,9 +357,12 @@ class Network:
 
     def round(self, kept: Path, settings: dict[str, Any]) -> fx.GraphModule:
         o = self.options
-        own = {"rounding": o.rounding, "sweeps": o.sweeps, "seed": o.seed}
-        if o.rounding == "adaround":
-            own["checkpoint"] = kept
+        rounding = as_rounding(o.rounding)
+        if rounding.needs_data:
+            rounding = replace(rounding, seed=o.seed)
+        if isinstance(rounding, AdaRound):
+            rounding = replace(rounding, sweeps=o.sweeps)
+        own = {"rounding": rounding, "checkpoint": kept}
         show = None if rank() == 0 else False
         q = ptq(self.gm, self.calibration, progress=show, **own | settings)
         if together():  # the last bits may differ from device to device
@@ -375,9 +380,9 @@ class Network:
         order = DistributedSampler(data, world_size(), rank(), seed=o.seed, drop_last=full)
         loader = self.loader(data, sampler=order, drop_last=full)
         epochs = o.epochs if o.steps is None else -(-o.steps // len(loader))
-        own = {"epochs": epochs, "rate": o.rate, "range_rate": self.range_rate} | settings
+        own = {"epochs": epochs, "lr": o.rate, "range_lr": self.range_rate} | settings
         if len(loader) * own["epochs"] > EVERY:
-            own |= {"checkpoint": kept, "every": EVERY}
+            own |= {"checkpoint": Checkpoint(kept, every=EVERY)}
         return qat(self.gm, loader, self.row.loss, calibration=self.calibration, **own)
 
     def fine_tune(self) -> fx.GraphModule:

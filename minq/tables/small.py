@@ -23,6 +23,8 @@ from minq.affine import sqnr
 from minq.batches import flat
 from minq.export import capture
 from minq.ptq.pipeline import ptq
+from minq.ptq.rounding import AdaRound, Nearest
+from minq.qat.batchnorm import Keep
 from minq.qat.pipeline import finish, prepare, qat
 
 RESULTS = Path(__file__).parents[2] / "book" / "results"
@@ -38,8 +40,7 @@ def bits_of(cell: dict[str, Any]) -> dict[str, Any]:
 
 NAIVE = {
     "equalize": False,
-    "rounding": "nearest",
-    "correct_bias": False,
+    "rounding": Nearest(correct_bias=False),
     "weight_range": "min_max",
     "activation_range": "min_max",
 }
@@ -114,6 +115,11 @@ HERO_STEPS = {
     "per_channel": (False, True),
     "bits": ("W8A8", "W4A8"),
 }
+ROUNDINGS = {
+    "nearest": Nearest(correct_bias=False),
+    "corrected": Nearest(),
+    "adaround": AdaRound(sweeps=10),
+}
 HERO_TEST, HERO_CALIBRATION = 64, 32
 
 
@@ -135,9 +141,7 @@ def hero_cell(cell: dict[str, Any]) -> dict[str, float]:
         equalize=cell["equalize"],
         weight_range=cell["ranges"],
         activation_range=cell["ranges"],
-        rounding="adaround" if cell["rounding"] == "adaround" else "nearest",
-        correct_bias=cell["rounding"] == "corrected",
-        sweeps=10,
+        rounding=ROUNDINGS[cell["rounding"]],
         progress=False,
     )
     return against_fp32(q, HERO_TEST)
@@ -159,7 +163,8 @@ def best_cells() -> Iterator[dict[str, Any]]:
 def best_cell(cell: dict[str, Any]) -> dict[str, float]:
     """One of them, on 500 crops."""
     calibration = zoo.photo_crops(BEST_CALIBRATION, split="calibration").split(16)
-    q = ptq(_hero(), calibration, rows=8192, sweeps=30, progress=False, **BEST[cell["setting"]])
+    rounding = AdaRound(sweeps=30, rows=8192)
+    q = ptq(_hero(), calibration, rounding=rounding, progress=False, **BEST[cell["setting"]])
     return against_fp32(q, BEST_TEST)
 
 
@@ -212,8 +217,8 @@ def trained(
         zoo.TrainingBatches(name, steps, BATCH, seed),
         zoo.loss_of(name),
         calibration=zoo.calibration_set(name, CALIBRATION, seed=seed),
-        rate=rate,
-        range_rate=RANGE_RATE,
+        lr=rate,
+        range_lr=RANGE_RATE,
         progress=False,
         **MSE | settings,
     )
@@ -275,7 +280,8 @@ def qat_cell(cell: dict[str, Any]) -> dict[str, float]:
     if cell["bits"] != "FP32":
         calibration = zoo.calibration_set(name, CALIBRATION, seed=cell["seed"])
         settings = MSE | bits
-        once = ptq(zoo.load(name), calibration, seed=cell["seed"], progress=False, **settings)
+        rounding = AdaRound(seed=cell["seed"])
+        once = ptq(zoo.load(name), calibration, rounding=rounding, progress=False, **settings)
         record |= {"ptq": accuracy(once, name)}
     return record | accuracies(q, name)
 
@@ -299,9 +305,9 @@ def length_cell(cell: dict[str, Any]) -> dict[str, float]:
 
 NORM_WAYS: dict[str, dict[str, Any]] = {
     "fold": {"batch_norm": "fold"},
-    "refold": {"batch_norm": "refold"},
+    "dynamic": {"batch_norm": "dynamic"},
     "keep": {"batch_norm": "keep"},
-    "keep, reestimated": {"batch_norm": "keep", "reestimate": 32},
+    "keep, reestimated": {"batch_norm": Keep(reestimate=32)},
 }
 
 
@@ -325,7 +331,7 @@ def norm_cell(cell: dict[str, Any]) -> dict[str, float]:
 STARTS: dict[str, dict[str, Any]] = {
     "min-max": {"weight_range": "min_max", "activation_range": "min_max"},
     "MSE": {},
-    "MSE, biases corrected": {"correct_bias": True},
+    "MSE, biases corrected": {"rounding": Nearest(correct_bias=True)},
     "MSE, AdaRound": {"rounding": "adaround"},
     "MSE, fixed ranges": {"learn_ranges": False},
 }

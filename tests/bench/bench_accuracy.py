@@ -40,7 +40,7 @@ BATCH = 16
 def minq_(model: nn.Module, x: Sequence[Tensor], weights: int, per_channel: bool, _: int) -> Answer:
     return minq.ptq(
         model, x, weights=weights, per_channel=per_channel, equalize=not per_channel,
-        rows=8192, sweeps=30, progress=False,
+        rounding=minq.ptq.AdaRound(sweeps=30, rows=8192), progress=False,
     )  # fmt: skip
 
 

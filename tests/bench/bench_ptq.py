@@ -171,7 +171,7 @@ def cost(name: str, count: int = 32) -> None:
     before = peak()
     quantized, clock, processor = timed(
         lambda: pipeline.ptq(
-            model, x.split(8), weights=4, per_channel=True, sweeps=20, progress=False
+            model, x.split(8), weights=4, per_channel=True, progress=False
         )
     )
     size = sum(p.numel() for p in model.parameters()) / 1e6

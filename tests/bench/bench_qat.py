@@ -8,8 +8,8 @@ ranges are learned (by torch.ao with its learnable fake quantization; "default" 
 which observes ranges). All contenders take turns, one step each, so a busy machine slows all of
 them; medians are shown. Those of requirements-bench.txt that are not installed are skipped.
 
-What each does about batch norm: fold, refold, keep as in minq.qat.batchnorm; torch.ao folds in each
-step, AIMET and Brevitas fold before training.
+What each does about batch norm: fold, dynamic, keep as in minq.qat.batchnorm; torch.ao folds in
+each step, AIMET and Brevitas fold before training.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def brevitas(model: nn.Module, x: Tensor, bits: int) -> nn.Module:
 CONTENDERS: dict[str, tuple[str, Maker]] = {
     "minq, fold": ("minq", minq_qat),
     "minq, fold, per channel": ("minq", functools.partial(minq_qat, per_channel=True)),
-    "minq, refold": ("minq", functools.partial(minq_qat, batch_norm="refold")),
+    "minq, dynamic": ("minq", functools.partial(minq_qat, batch_norm="dynamic")),
     "minq, keep, per channel": (
         "minq",
         functools.partial(minq_qat, batch_norm="keep", per_channel=True),

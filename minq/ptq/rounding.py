@@ -1,0 +1,208 @@
+"""Ways to round a layer's weights, as objects: which one, and with which settings.
+
+    ============  ==================================================================
+    ``AdaRound``  down or up, so that the layer's output changes least    chapter 9
+    ``GPTQ``      column by column; the rest makes up for each error     chapter 18
+    ``Nearest``   to the nearest level, biases corrected                 chapter 8
+    ============  ==================================================================
+
+``minq.ptq`` also takes the short forms "adaround", "gptq" and "nearest".
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from minq import graph
+from minq._checks import check_count
+from minq.ptq.adaround import adaround
+from minq.ptq.gptq import gptq
+from minq.ptq.walk import Walk, activation_of, sample_rows
+from minq.quantizer import Quantizer
+
+
+class Rounding(ABC):
+    """How weights get onto their grid."""
+
+    correct_bias: bool
+    """Whether the mean error of a layer is taken off its bias, where that lowers its error."""
+
+    needs_data: ClassVar[bool] = False
+
+    def prepare(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """Change the graph before it gets quantizers, where this rounding needs it."""
+        return gm
+
+    @abstractmethod
+    def rounds(self, node: fx.Node) -> bool:
+        """Whether the layer's weight is to be rounded; its quantizer rounds all others."""
+
+    @abstractmethod
+    def round(self, gm: fx.GraphModule, node: fx.Node, walk: Walk) -> Tensor:
+        """The layer's weight on its grid."""
+
+
+@dataclass(frozen=True)
+class Nearest(Rounding):
+    """Each weight to the nearest level, which is what its quantizer does.
+
+    Args:
+        correct_bias: take the mean error of each layer off its bias, where that lowers the
+            layer's error behind its activation function.
+    """
+
+    correct_bias: bool = True
+
+    def rounds(self, node: fx.Node) -> bool:
+        return False
+
+    def round(self, gm: fx.GraphModule, node: fx.Node, walk: Walk) -> Tensor:
+        return graph.rounded_weight_of(gm, node)
+
+
+@dataclass(frozen=True)
+class _OnRows(Rounding):
+    """Rounding by rows of data: what a layer reads for some places of its output.
+
+    Embeddings are rounded to nearest, and so is a weight that several layers read; a head that
+    shares its weight with an embedding gets one of its own.
+    """
+
+    needs_data: ClassVar[bool] = True
+
+    rows: int = 4096
+    seed: int = 0
+    correct_bias: bool = False
+
+    def __post_init__(self) -> None:
+        check_count(self.rows, "rows")
+
+    def prepare(self, gm: fx.GraphModule) -> fx.GraphModule:
+        for node in list(graph.layers(gm).values()):
+            readers = list(graph.weight_node(node).users)
+            if _has_rows(node) and [u for u in readers if graph.op(u) != "embedding"] == [node]:
+                graph.own_weight(gm, node)  # the embedding was computed with it by then
+        return gm
+
+    def rounds(self, node: fx.Node) -> bool:
+        return _has_rows(node) and len(graph.weight_node(node).users) == 1
+
+    def round(self, gm: fx.GraphModule, node: fx.Node, walk: Walk) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)  # whichever layers are done already
+        inputs, outputs = walk.quantized[graph.input_of(node)], walk.exact[node]
+        x, y = sample_rows(gm, node, inputs, outputs, self.rows, generator)
+        return self.on_rows(gm, node, x, y)
+
+    @abstractmethod
+    def on_rows(self, gm: fx.GraphModule, node: fx.Node, x: Tensor, y: Tensor) -> Tensor:
+        """The weight on its grid, from x (groups, rows, K) and y (groups, rows, outputs)."""
+
+
+def _has_rows(node: fx.Node) -> bool:
+    return graph.op(node) in graph.CONVOLUTIONS | {"linear"}
+
+
+@dataclass(frozen=True)
+class AdaRound(_OnRows):
+    """Down or up, so that the layer's output changes least, see ``minq.ptq.adaround``.
+
+    Args:
+        sweeps: passes over each layer's weights.
+        rows: of data, for each layer.
+        seed: which rows.
+        correct_bias: see ``Nearest``; there is little left to correct.
+
+    Raises:
+        TypeError, ValueError: ``sweeps`` or ``rows`` is not a positive whole number.
+
+    >>> AdaRound(sweeps=5)
+    AdaRound(sweeps=5, rows=4096, seed=0, correct_bias=False)
+    """
+
+    sweeps: int = 20
+    rows: int = 4096
+    seed: int = 0
+    correct_bias: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count(self.sweeps, "sweeps")
+
+    def on_rows(self, gm: fx.GraphModule, node: fx.Node, x: Tensor, y: Tensor) -> Tensor:
+        quantizer = _quantizer_of(gm, node)
+        if quantizer.granularity.group is not None:
+            raise ValueError(
+                f"{graph.layer_name(node)}: AdaRound takes one scale for each output, not groups; "
+                'pass rounding="gptq" or "nearest"'
+            )
+        scale, zero_point = (v.detach() for v in quantizer.scale_zero_point())
+        return adaround(
+            graph.weight_of(gm, node),
+            x,
+            y,
+            scale,
+            zero_point,
+            quantizer.grid,
+            bias=graph.bias_of(gm, node),
+            activation=activation_of(gm, node, x.shape[0]),
+            sweeps=self.sweeps,
+        )
+
+
+@dataclass(frozen=True)
+class GPTQ(_OnRows):
+    """Column by column, also for weights in groups, see ``minq.ptq.gptq``.
+
+    Args:
+        rows, seed, correct_bias: see ``AdaRound``.
+        damping: share of the mean diagonal that is added to the diagonal of x^T x.
+    """
+
+    damping: float = 0.01
+
+    def on_rows(self, gm: fx.GraphModule, node: fx.Node, x: Tensor, y: Tensor) -> Tensor:
+        quantizer = _quantizer_of(gm, node)
+        scale, zero_point = (v.detach() for v in quantizer.scale_zero_point())
+        return gptq(
+            graph.weight_of(gm, node),
+            x,
+            scale,
+            zero_point,
+            quantizer.grid,
+            group=quantizer.granularity.group,
+            damping=self.damping,
+        )
+
+
+def _quantizer_of(gm: fx.GraphModule, node: fx.Node) -> Quantizer:
+    return gm.get_submodule(graph.weight_node(node).target)
+
+
+NAMES: dict[str, type[Rounding]] = {"adaround": AdaRound, "nearest": Nearest, "gptq": GPTQ}
+
+
+def as_rounding(value: str | Rounding) -> Rounding:
+    """The rounding that a short form stands for.
+
+    Raises:
+        ValueError: no rounding has that name.
+        TypeError: it is neither a rounding nor a name.
+
+    >>> as_rounding("nearest")
+    Nearest(correct_bias=True)
+    """
+    if isinstance(value, Rounding):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(
+            f"rounding must be an object such as AdaRound(), or one of {', '.join(NAMES)}, "
+            f"not {value!r}"
+        )
+    if value not in NAMES:
+        raise ValueError(f"rounding must be one of {', '.join(NAMES)}, not {value!r}")
+    return NAMES[value]()

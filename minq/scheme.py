@@ -1,0 +1,139 @@
+"""A quantization scheme: bits, granularity, symmetry and range rules, and which layers differ.
+
+``Scheme`` is checked when it is made, and then handed from step to step: ``minq.ptq``,
+``minq.qat`` and ``insert_quantizers`` take either a scheme or its fields, as ``weights=4``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from typing import Any
+
+from minq._checks import check_count
+from minq.estimators import Estimator, Grouped, as_estimator
+from minq.grid import integer_grid
+from minq.quantizer import Quantizer
+
+AnyEstimator = str | Estimator | Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the tensors of a network are quantized.
+
+    Args:
+        weights, activations: bits, 1 to 16, or None for none of that kind.
+        per_channel: one scale for each output channel of a weight, or else for each tensor.
+        group_size: one scale for so many weights of a channel; needs ``per_channel``.
+        symmetric: activations too get a signed grid without zero-point.
+        groups: the last axis of an activation gets so many ranges, see ``ranges.grouped``.
+        weight_range, activation_range: an estimator of ``minq.estimators``, its short form
+            ("min_max", "percentile", "mse", and "output" for activations), or a function.
+        skip: layers that stay in float, by name or pattern: ``"classifier"``, ``"features.0.*"``.
+        layers: other settings for some layers, {pattern: {"weights": 8, "per_channel": True}};
+            any field but ``skip`` and ``layers``. The first pattern that fits counts.
+
+    Raises:
+        TypeError, ValueError: bits or counts out of range, and estimators, or fields of layers,
+            that do not exist.
+
+    >>> scheme = Scheme(weights=4, layers={"head*": {"weights": 8}})
+    >>> scheme.of("head.0").weights, scheme.of("body.0").weights
+    (8, 4)
+    """
+
+    weights: int | None = 8
+    activations: int | None = 8
+    per_channel: bool = False
+    group_size: int | None = None
+    symmetric: bool = False
+    groups: int | None = None
+    weight_range: AnyEstimator = "mse"
+    activation_range: AnyEstimator = "output"
+    skip: str | Iterable[str] = ()
+    layers: Mapping[str, Mapping[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            integer_grid(self.weights, signed=True)
+        if self.activations is not None:
+            integer_grid(self.activations, signed=self.symmetric)
+        for name in ("group_size", "groups"):
+            if (count := getattr(self, name)) is not None:
+                check_count(count, name)
+        as_estimator(self.activation_range)
+        if as_estimator(self.weight_range).by_output:
+            raise ValueError(
+                'weight_range is judged by no output; pass "mse", and rounding="adaround"'
+            )
+        skip = (self.skip,) if isinstance(self.skip, str) else tuple(self.skip)
+        object.__setattr__(self, "skip", skip)
+        for pattern in self.layers or ():
+            self.with_pattern(pattern)
+
+    @classmethod
+    def made(cls, scheme: Scheme | None, fields: Mapping[str, Any]) -> Scheme:
+        """A scheme, or the default one, with some fields changed.
+
+        Raises:
+            TypeError: a field that does not exist, or a ``scheme`` that is something else.
+
+        >>> Scheme.made(Scheme(weights=4), {"activations": None}).weights
+        4
+        """
+        if not isinstance(scheme, Scheme | None):
+            raise TypeError(f"scheme must be a minq.Scheme, not {type(scheme).__name__}")
+        if unknown := sorted(fields.keys() - cls.__dataclass_fields__.keys()):
+            raise TypeError(
+                f"there is no setting {', '.join(unknown)}; a scheme has "
+                f"{', '.join(cls.__dataclass_fields__)}"
+            )
+        return replace(scheme or cls(), **fields)
+
+    def with_pattern(self, pattern: str) -> Scheme:
+        """The scheme of the layers that fit a pattern of ``layers``."""
+        fields = dict((self.layers or {})[pattern])
+        known = [name for name in self.__dataclass_fields__ if name not in ("skip", "layers")]
+        if unknown := sorted(fields.keys() - set(known)):
+            raise ValueError(
+                f"layers[{pattern!r}] has {', '.join(unknown)}; it may have {', '.join(known)}"
+            )
+        return replace(self, skip=(), layers=None, **fields)
+
+    def pattern_of(self, names: Iterable[str]) -> str | None:
+        """The first pattern of ``layers`` that fits one of a layer's names."""
+        fits = (p for p in self.layers or () if any(fnmatch(name, p) for name in names))
+        return next(fits, None)
+
+    def of(self, *names: str) -> Scheme:
+        """The scheme of a layer, which may have several names."""
+        pattern = self.pattern_of(names)
+        return self if pattern is None else self.with_pattern(pattern)
+
+    def weight_quantizer(self, axis: int | None) -> Quantizer | None:
+        """A quantizer for a weight whose output channels lie along ``axis``, if it has one."""
+        if self.weights is None:
+            return None
+        return Quantizer(
+            self.weights,
+            signed=True,
+            symmetric=True,
+            axis=axis if self.per_channel else None,
+            group=self.group_size,
+            estimator=self.weight_range,
+        )
+
+    def activation_quantizer(self) -> Quantizer | None:
+        """A quantizer for an activation, if it has one."""
+        if self.activations is None:
+            return None
+        estimator = as_estimator(self.activation_range)
+        return Quantizer(
+            self.activations,
+            signed=self.symmetric,
+            symmetric=self.symmetric,
+            axis=None if self.groups is None else -1,
+            estimator=estimator if self.groups is None else Grouped(self.groups, estimator),
+        )
