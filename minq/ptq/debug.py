@@ -85,7 +85,7 @@ class Report:
             f"The simulation itself is wrong: with all quantizers off its outputs differ from "
             f"the model's ({self.exact:.1f} dB). Check that both see the same inputs, that no "
             "weight was changed afterwards, and what folding or equalization changed "
-            '(relu6="replace" and absorb=True change a little, TF32 on a GPU does too).'
+            '(Equalize(relu6="replace") and absorb=True change a little, TF32 on a GPU does too).'
         )
 
     @property
@@ -96,7 +96,7 @@ class Report:
         kind = "weights" if self.weights < self.activations else "activations"
         cure = {
             "weights": "equalize layers, one scale per channel, AdaRound or bias correction",
-            "activations": "other ranges (MSE), equalization with less reach, more bits for a few",
+            "activations": "other ranges (MSE), equalization with a smaller max_scale, more bits for a few",
         }[kind]
         text = (
             f"{self.quantized:.1f} dB. The {kind} cost most: alone {getattr(self, kind):.1f} dB, "
