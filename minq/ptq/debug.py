@@ -96,7 +96,8 @@ class Report:
         kind = "weights" if self.weights < self.activations else "activations"
         cure = {
             "weights": "equalize layers, one scale per channel, AdaRound or bias correction",
-            "activations": "other ranges (MSE), equalization with a smaller max_scale, more bits for a few",
+            "activations": "other ranges (MSE), a smaller max_scale of equalization, more bits for "
+            "a few",
         }[kind]
         text = (
             f"{self.quantized:.1f} dB. The {kind} cost most: alone {getattr(self, kind):.1f} dB, "
