@@ -22,7 +22,7 @@ import numpy as np
 
 from .affine import quantize
 from .grid import integer_grid, round_half_even
-from .intmath import fixed_point_multiplier
+from .mac import fixed_point_multiplier
 
 
 class Grid(NamedTuple):

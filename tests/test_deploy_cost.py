@@ -19,8 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import minq
 from minq import graph, zoo
 from minq.deploy.cost import latency, layer_costs, roofline, shapes_of
-from minq.energy import access_energy
-from minq.mac import MEMORY, MacArray, conv_as_matmul, layer_cost, zero_point_operations
+from minq.mac import (
+    MEMORY,
+    MacArray,
+    access_energy,
+    conv_as_matmul,
+    layer_cost,
+    zero_point_operations,
+)
 from minq.simulate import place, quantizers
 
 

@@ -12,13 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minq import intmath
 from minq.affine import quantize
 from minq.grid import integer_grid
-from minq.intmath import (
+from minq.mac import (
     fixed_point_multiplier,
     fold_zero_points,
     int_matmul,
+    products,
     requantize,
     zero_point_operations,
     zero_point_terms,
@@ -59,7 +59,7 @@ def integer_matrices(draw, dtypes):
 
 
 def fits(a, b):
-    return a.shape[1] * intmath.magnitude(a) * intmath.magnitude(b) < 2**63
+    return a.shape[1] * products.magnitude(a) * products.magnitude(b) < 2**63
 
 
 @settings(max_examples=300, deadline=None)
@@ -155,18 +155,18 @@ def test_a_saturating_kernel_is_not_used(monkeypatch):
     a, b = np.full((4, 64), 127, np.int8), np.full((64, 4), 127, np.int8)
     assert not same(saturating_int_mm(*map(torch.from_numpy, (a, b))), a, b)
     monkeypatch.setattr(torch, "_int_mm", saturating_int_mm)
-    intmath._int_mm_is_exact.cache_clear()
+    products.int_mm_is_exact.cache_clear()
     try:
-        assert not intmath._int_mm_is_exact()
+        assert not products.int_mm_is_exact()
         assert same(int_matmul(torch.from_numpy(a), torch.from_numpy(b)), a, b)
     finally:
-        intmath._int_mm_is_exact.cache_clear()
+        products.int_mm_is_exact.cache_clear()
 
 
 def test_exact_where_vnni_is_switched_off():
     """On x86, oneDNN told to use AVX2 only really saturates; elsewhere the setting does nothing."""
     code = (
-        "import torch; from minq.intmath import int_matmul\n"
+        "import torch; from minq.mac import int_matmul\n"
         "a = torch.full((64, 256), 127, dtype=torch.int8)\n"
         "assert (int_matmul(a, a.T) == 256 * 127 * 127).all()"
     )
@@ -177,7 +177,7 @@ def test_exact_where_vnni_is_switched_off():
 
 def test_the_fast_kernel_is_used_where_it_is_exact(monkeypatch):
     calls = []
-    monkeypatch.setattr(intmath, "_int_mm_is_exact", lambda: True)
+    monkeypatch.setattr(products, "int_mm_is_exact", lambda: True)
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: calls.append(1) or a.int() @ b.int())
     for dtype, low in ((torch.int8, -128), (torch.uint8, 0)):
         a = torch.randint(low, low + 256, (6, 40)).to(dtype)

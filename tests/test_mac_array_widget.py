@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("anywidget")
 
-from minq import integer_grid, intmath, mac
+from minq import integer_grid, mac
 from minq.affine import scale_zero_point
 from minq.widgets import MacArray, base, mac_array
 
@@ -167,8 +167,8 @@ def test_requantization_is_that_of_python(js):
         acc = np.concatenate([extremes, rng.integers(-(2**31), 2**31, 10), near])
         acc = np.clip(acc, -(2**31), 2**31 - 1).astype(np.int64)
         cases.append([acc.tolist(), float(ratio), zero_point, bits, kind])
-        y = intmath.requantize(acc, float(ratio), zero_point, bits, **kind)
-        expected.append([list(intmath.fixed_point_multiplier(float(ratio))), y.tolist()])
+        y = mac.requantize(acc, float(ratio), zero_point, bits, **kind)
+        expected.append([list(mac.fixed_point_multiplier(float(ratio))), y.tolist()])
     got = js(
         """(m, [acc, ratio, z, bits, kind]) => {
             const pair = m.fixedPointMultiplier(ratio), grid = m.integerGrid(bits, kind);
@@ -229,7 +229,7 @@ def test_the_operands_stand_for_the_layer():
     assert (error <= bound).all() and error.max() > 0
     requantization = widget.requantization
     s_y = s_w * s_x / requantization["scale_ratio"]
-    y = intmath.requantize(exact, **requantization)
+    y = mac.requantize(exact, **requantization)
     hat = s_y * (y - requantization["zero_point"])
     assert np.abs(hat - s_w * s_x * exact).max() <= s_y  # half a step, and half at the ends
     assert y.min() == 0 and y.max() == 255, "the output grid covers the outputs, and no more"

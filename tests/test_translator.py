@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from minq import translate
 from minq.affine import dequantize
 from minq.grid import integer_grid
-from minq.intmath import fixed_point_multiplier, requantize
+from minq.mac import fixed_point_multiplier, requantize
 from minq.translate import Grid
 
 RNG = np.random.default_rng(0)

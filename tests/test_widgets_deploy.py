@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import minq
 from minq import graph, zoo
-from minq.intmath import fixed_point_multiplier
+from minq.mac import fixed_point_multiplier
 from minq.widgets import TwoPaths
 from minq.widgets.two_paths import FLOATS
 

@@ -38,8 +38,7 @@ from torch.utils._pytree import tree_map_only
 from minq import graph
 from minq._checks import check_count
 from minq.batches import batches_of
-from minq.energy import access_energy
-from minq.mac import MEMORY, LayerCost, MacArray, MatmulShape, layer_cost
+from minq.mac import MEMORY, LayerCost, MacArray, MatmulShape, access_energy, layer_cost
 from minq.quantizer import Quantizer
 from minq.simulate import is_quantizer, place
 
@@ -47,7 +46,7 @@ BYTES_PER_CYCLE = 16
 """What DRAM delivers in a cycle, as in chapter 2."""
 
 ON_CHIP = 2**20
-"""Bytes of memory on the chip: the 1 MB whose energy ``minq.energy`` knows."""
+"""Bytes of memory on the chip: the 1 MB whose energy ``minq.mac.energy`` knows."""
 
 _NOT_COUNTED = frozenset(
     "scaled_dot_product_attention addmm baddbmm addmv mv dot einsum bilinear lstm gru".split()

@@ -5,7 +5,7 @@ is compiled and appears in no computation; what is left of it are the multiplier
 
 Between two requantizations numbers are 32 bits wide. Sums of products are computed by float64
 units, which is exact: every partial sum is an integer below 2^53, in whatever order (see
-``minq.intmath.int_matmul``, the same argument for float32).
+``minq.mac.int_matmul``, the same argument for float32).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from minq.grid import Grid
-from minq.intmath import fixed_point_multiplier, rounded_shift
+from minq.mac import fixed_point_multiplier, rounded_shift
 
 
 def storage(low: int, high: int) -> torch.dtype:

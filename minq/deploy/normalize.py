@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from minq.deploy.kernels import Arithmetic, Multipliers, Quantize
-from minq.intmath import rounded_shift
+from minq.mac import rounded_shift
 
 FRACTION = 24
 """Bits behind the point of an exponential, and of a normalized value."""

@@ -1,5 +1,5 @@
 // The multiply-accumulate array at work. First its model, the twin of minq/mac.py and of requantize in
-// minq/intmath.py (tests/test_mac_array_widget.py compares them); then the picture.
+// minq/mac (tests/test_mac_array_widget.py compares them); then the picture.
 import { attr, extent, floats, fmt, h, percent, svg, tsub, widget } from "./ui.js";
 import { clamp, integerGrid, quantize, roundHalfEven, scaleZeroPoint } from "./quantize.js";
 

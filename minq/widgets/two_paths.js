@@ -1,5 +1,5 @@
 // One layer computed twice: in integers as the device does it, in floats as the simulation does it.
-// First the two computations, the twins of two_paths.py and minq/intmath.py; then the picture.
+// First the two computations, the twins of two_paths.py and minq/mac; then the picture.
 import { attr, bytes, fmt, h, linear, logarithmic, sub, svg, widget } from "./ui.js";
 import { clamp, roundHalfEven } from "./quantize.js";
 

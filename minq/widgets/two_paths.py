@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from minq.intmath import fold_zero_points, int_matmul, requantize
+from minq.mac import fold_zero_points, int_matmul, requantize
 from minq.widgets.base import Widget, within
 
 MOST = 100_000  # integers: inputs and weights of all layers travel with the page

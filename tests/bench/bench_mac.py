@@ -19,7 +19,7 @@ os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from minq.intmath import _int_mm_is_exact, int_matmul  # noqa: E402
+from minq.mac.products import int_matmul, int_mm_is_exact  # noqa: E402
 
 SHAPES = [
     ("square", 1024, 1024, 1024),
@@ -44,7 +44,7 @@ def median_seconds(ways: dict[str, Callable]) -> dict[str, float]:
 def main() -> None:
     rng = np.random.default_rng(0)
     print(f"torch {torch.__version__}, NumPy {np.__version__}, {torch.get_num_threads()} thread, "
-          f"torch._int_mm exact here: {_int_mm_is_exact()}, median of {ROUNDS}")  # fmt: skip
+          f"torch._int_mm exact here: {int_mm_is_exact()}, median of {ROUNDS}")  # fmt: skip
     for title, n, k, p in SHAPES:
         a = rng.integers(-128, 128, (n, k), dtype=np.int8)
         b = rng.integers(-128, 128, (k, p), dtype=np.int8)

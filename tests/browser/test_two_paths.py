@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import minq
-from minq.intmath import fixed_point_multiplier, requantize
+from minq.mac import fixed_point_multiplier, requantize
 from minq.widgets import TwoPaths
 from minq.widgets.base import bundle
 from minq.widgets.two_paths import FLOATS
