@@ -53,7 +53,7 @@ outputs: $(READY)
 	$(PY) book/_tools/store_outputs.py $(NOTEBOOKS)
 
 tables: $(READY)
-	$(PY) -m minq.tables
+	$(PY) -m minqbook.tables
 
 # The browser last, on the book just built. One that fails does not hide the next.
 test:
@@ -72,8 +72,8 @@ lint: $(READY)
 	$(PY) -m codespell_lib README.md CONTRIBUTING.md book minq tests .ci Makefile
 
 unit: $(READY)
-	$(PY) -m slipcover --source minq --skip-covered -m pytest tests minq README.md -p no:nbval --doctest-modules \
-		--doctest-glob=README.md --ignore=tests/browser --ignore=tests/bench -n $(JOBS) --dist worksteal
+	$(PY) -m slipcover --source minq,book/minqbook --skip-covered -m pytest tests minq book/minqbook README.md \
+		-p no:nbval --doctest-modules --doctest-glob=README.md --ignore=tests/browser --ignore=tests/bench -n $(JOBS) --dist worksteal
 
 # What rests on computed networks and seeds, as another machine computes it: with the oldest vector
 # instructions, two threads, and products added up in another order (tests/another_machine.py).
@@ -100,7 +100,7 @@ chromium: $(READY)
 		apt-get install -y -qq --no-install-recommends \
 		chromium-headless-shell fonts-dejavu-core >/dev/null) || true
 
-$(READY): requirements.txt requirements-models.txt pyproject.toml
+$(READY): requirements.txt requirements-models.txt pyproject.toml book/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
 		"Python 3.10 or newer is needed, this is " + sys.version + "; try: make PYTHON=python3.12")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)

@@ -47,7 +47,7 @@ class Recorder:
 
 
 def pytest_configure(config):
-    if config.option.nbval and not hasattr(config, "workerinput"):
+    if getattr(config.option, "nbval", False) and not hasattr(config, "workerinput"):
         open_cache()  # what is stale goes before the test processes start
 
 

@@ -35,7 +35,5 @@ __all__, __getattr__, __dir__ = lazily(
         "mac": "",
         "ranges": "",
         "floats": "",
-        "widgets": "",
-        "zoo": "",
     },
 )

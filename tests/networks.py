@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import minq
-from minq import zoo
+from minqbook import zoo
 
 
 def settle(model: nn.Module, seed: int = 0) -> nn.Module:

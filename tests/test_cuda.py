@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 import minq
-from minq import zoo
 from minq.ptq.mixed import allocate, sensitivity
 from minq.ptq.smooth import smooth
 from minq.qat import Checkpoint, batchnorm
 from minq.simulate import quantizers
+from minqbook import zoo
 
 if not torch.cuda.is_available():
     pytest.skip("this machine has no GPU", allow_module_level=True)
@@ -202,7 +202,7 @@ def test_a_row_of_the_tables_under_torchrun(tmp_path):
     data, out = tiny_data.imagenet(tmp_path / "data"), tmp_path / "row.json"
     launch = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node=1 -m"
     line = (
-        f"minq.tables --model resnet18 --data {data} --weights random --size 32 --samples 2 "
+        f"minqbook.tables --model resnet18 --data {data} --weights random --size 32 --samples 2 "
         f"--rounding nearest --batch 2 --steps 2 --workers 0 --bits W8A8 --granularity channel"
     )
     command = [*launch.split(), *line.split(), "--out", str(out)]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import minq
-from minq import graph, zoo
+from minq import graph
 from minq.deploy.cost import latency, layer_costs, roofline, shapes_of
 from minq.mac import (
     MEMORY,
@@ -28,6 +28,7 @@ from minq.mac import (
     zero_point_operations,
 )
 from minq.simulate import place, quantizers
+from minqbook import zoo
 
 
 def torch_macs(model, *x):

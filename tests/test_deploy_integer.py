@@ -17,10 +17,11 @@ from networks import NETWORKS, Attention, Lambda, captured, network, noise, sett
 from torch import nn
 
 import minq
-from minq import Granularity, mac, zoo
+from minq import Granularity, mac
 from minq.deploy import kernels, simulation
 from minq.deploy.normalize import LayerNorm, Softmax, divide_half_even, integer_sqrt
 from minq.simulate import activation_quantizers, quantizers, weight_quantizers
+from minqbook import zoo
 
 warnings.filterwarnings("ignore", message=".*is not among the operators that are quantized")
 

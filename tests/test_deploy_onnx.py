@@ -21,12 +21,13 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
 import minq
-from minq import affine, graph, integer_grid, zoo
+from minq import affine, graph, integer_grid
 from minq.batches import flat
 from minq.deploy.onnx import fused, load, sealed, to_onnx
 from minq.ptq.pipeline import ptq
 from minq.quantizer import Quantizer
 from minq.simulate import activation_quantizers, quantizers, weight_quantizers
+from minqbook import zoo
 
 
 @pytest.fixture(autouse=True, scope="module")

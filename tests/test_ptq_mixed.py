@@ -14,6 +14,7 @@ from torch import nn
 import minq
 from minq.ptq import Nearest
 from minq.ptq.mixed import Choice, allocate, pareto_front, sensitivity
+from minqbook import zoo
 
 
 def tables(seed, layers=5, bits=(2, 3, 4, 8), whole=True):
@@ -83,7 +84,7 @@ def test_noise_of_a_layer_is_what_that_layer_alone_does():
 
 
 def test_the_expected_noise_is_near_the_measured_and_beats_uniform_bits():
-    model, x = zoo_graph("mobilenet_v2"), minq.zoo.calibration_set("mobilenet_v2", 32)
+    model, x = zoo_graph("mobilenet_v2"), zoo.calibration_set("mobilenet_v2", 32)
     bits = (3, 4, 5, 8)
     given = {"per_channel": True, "activations": None, "rounding": Nearest(correct_bias=False)}
     noise = sensitivity(model, x, bits, per_channel=True)

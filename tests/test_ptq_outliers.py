@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import minq
-from minq import ranges, zoo
+from minq import ranges
 from minq.affine import fake_quantize, scale_zero_point, sqnr
 from minq.deploy.integer import simulation
 from minq.graph import layers, weight_of
 from minq.ptq import Nearest, equalize
 from minq.ptq.smooth import smooth
 from minq.quantizer import Quantizer
+from minqbook import zoo
 
 # --- Groups of channels ---------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
-from minq import graph, qat, zoo
+from minq import graph, qat
 from minq.batches import flat
 from minq.ptq.pipeline import ptq
 from minq.ptq.rounding import Nearest
@@ -22,6 +22,7 @@ from minq.qat.batchnorm import (
     remove,
 )
 from minq.simulate import weight_quantizers
+from minqbook import zoo
 
 NORMED = ["conv3d", "grouped", "transposed", "transposed1d", "linear2d", "plain batch norm",
           "residual", "mobile", "shared convolution"]  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("anywidget")
 import traitlets
 
-from minq.widgets import RangeTradeoff
+from minqbook.widgets import RangeTradeoff
 
 WEIGHTS = np.random.default_rng(0).standard_t(4, size=(20, 30)).astype(np.float32)
 

@@ -19,7 +19,7 @@ from nbformat import read
 from torch.nn.functional import cross_entropy
 
 import minq
-from minq import zoo
+from minqbook import zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").glob("*.md"))]
@@ -248,7 +248,7 @@ def test_commands_exist(path, monkeypatch, capsys):
                 name, value, _ = word.partition("=")
                 assert (f"{name} ?=" in MAKEFILE or f"$({name})" in MAKEFILE) if value else (
                     word in TARGETS), words  # fmt: skip
-        elif program.startswith("python") and words[1:3] == ["-m", "minq.tables"]:
+        elif program.startswith("python") and words[1:3] == ["-m", "minqbook.tables"]:
             tables(words[3:], monkeypatch, capsys)
         elif program in ("pip", "pytest") or program.startswith("python"):
             for word in words[1:]:
@@ -262,12 +262,12 @@ def test_commands_exist(path, monkeypatch, capsys):
 
 def tables(words, monkeypatch, capsys):
     """The options are those that ``--help`` knows, the tables those that there are."""
-    from minq.tables.small import TABLES
+    from minqbook.tables.small import TABLES
 
     assert all(w in TABLES for w in words if words[0] != "--model" and not w.startswith("--"))
-    module = importlib.import_module("minq.tables.real" if "--model" in words else
-                                     "minq.tables.__main__")  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["minq.tables", "--help"])
+    module = importlib.import_module("minqbook.tables.real" if "--model" in words else
+                                     "minqbook.tables.__main__")  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["minqbook.tables", "--help"])
     with pytest.raises(SystemExit) as end:
         module.main()
     shown = capsys.readouterr().out
@@ -278,12 +278,13 @@ def tables(words, monkeypatch, capsys):
 @pytest.mark.parametrize("path", TEXTS + NOTEBOOKS, ids=lambda p: p.stem)
 def test_names_of_the_library_exist(path):
     """``minq.ptq.debug.only`` is there, and takes the arguments that the text gives it."""
-    for code in re.findall(r"(?<!`)`(minq(?:\.\w+)+)(?:\((.*?)\))?`", prose(path)):
+    for code in re.findall(r"(?<!`)`((?:minq|minqbook)(?:\.\w+)+)(?:\((.*?)\))?`", prose(path)):
         place, arguments = code
-        value, parts = minq, place.split(".")[1:]
+        package, *parts = place.split(".")
+        value = importlib.import_module(package)
         for k, part in enumerate(parts):
             if not hasattr(value, part):
-                importlib.import_module(".".join(["minq", *parts[: k + 1]]))
+                importlib.import_module(".".join([package, *parts[: k + 1]]))
             value = getattr(value, part)
         if arguments:
             call = ast.parse(f"f({arguments})", mode="eval").body
@@ -300,6 +301,7 @@ def test_files_that_are_named_exist(path):
     for code in re.findall(pattern, path.read_text("utf-8")):
         if re.search(r"NN|name|ch03|test_name", code):
             continue
-        found = [p for p in (ROOT / code, last / code, ROOT / "minq/widgets" / code) if p.exists()]
+        folders = (ROOT, last, ROOT / "book/minqbook/widgets")
+        found = [folder / code for folder in folders if (folder / code).exists()]
         assert found, code
         last = found[0].parent

@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 import minq
 from minq.affine import sqnr
 from minq.export import capture
-from minq.tables import rows
-from minq.tables.full_size import answers, compare
-from minq.tables.paper import paper_tables
-from minq.tables.rows import ROWS
+from minqbook.tables import rows
+from minqbook.tables.full_size import answers, compare
+from minqbook.tables.paper import paper_tables
+from minqbook.tables.rows import ROWS
 
 SIZES = {"inception_v3": 80, "efficientdet_d1": 128, "bert_base": 16}
 """The smallest that all of their layers can work with; 64 for the others."""

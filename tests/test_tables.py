@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from minq import zoo
-from minq.tables import small as tables
+from minqbook import zoo
+from minqbook.tables import small as tables
 
 
 def stored(table):
@@ -74,7 +74,7 @@ def test_an_interrupted_measurement_goes_on(tmp_path, monkeypatch):
     result = tables.measure("fp32", path=path)
     assert measured == list(zoo.NAMES) and len(result["records"]) == 8
     assert json.loads(path.read_text()) == result
-    assert result["command"] == "python -m minq.tables fp32" and "torch" in result["versions"]
+    assert result["command"] == "python -m minqbook.tables fp32" and "torch" in result["versions"]
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -93,7 +93,7 @@ def test_the_learning_rate_is_the_one_that_does_best_on_the_split(tmp_path, monk
     assert tables.chosen_rate("inception", "test") == 1e-3
     assert tables.chosen_rate("inception", bits="W4A8") == 3e-3, "one rate for all runs with 4 bits"
     assert tables.chosen_rate("inception", bits="W8A8") == 1e-4
-    with pytest.raises(ValueError, match="python -m minq.tables rates"):
+    with pytest.raises(ValueError, match="python -m minqbook.tables rates"):
         tables.chosen_rate("detector")
 
 

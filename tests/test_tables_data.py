@@ -9,8 +9,8 @@ import tiny_data
 import torch
 from PIL import Image
 
-from minq.tables import data
-from minq.tables.rows import ROWS
+from minqbook.tables import data
+from minqbook.tables.rows import ROWS
 
 pytest.importorskip("timm", reason="these rows need requirements-models.txt")
 VOC = "VOCdevkit/VOC2012"

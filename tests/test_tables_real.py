@@ -1,4 +1,4 @@
-"""python -m minq.tables --model ...: a row of each task, from files on disk to the printed table.
+"""python -m minqbook.tables --model ...: each task's row, from files on disk to the printed table.
 
 What depends on the network alone, test_rows.py tests for all eight rows."""
 
@@ -16,9 +16,9 @@ from PIL import Image
 from torch import nn
 
 from minq.qat import run as qat_run
-from minq.tables import metrics, real
-from minq.tables.paper import paper_tables
-from minq.tables.rows import ROWS, Row
+from minqbook.tables import metrics, real
+from minqbook.tables.paper import paper_tables
+from minqbook.tables.rows import ROWS, Row
 
 for name in ("timm", "effdet", "transformers", "torchmetrics", "pycocotools"):
     pytest.importorskip(name, reason="these rows need requirements-models.txt")
@@ -123,7 +123,7 @@ def test_a_row_from_its_files_to_its_table(name, command, tmp_path, capsys, monk
 def test_the_numbers_are_those_of_the_library_called_by_hand(command, folders):
     """FP32 and W8A8 on all test pictures; the same calibration, drawn by the seed."""
     from minq import ptq
-    from minq.tables import data
+    from minqbook.tables import data
 
     row, bits = ROWS["resnet18"], ("--columns", "fp32", "ptq", "--bits", "W4A8")
     records = command("resnet18", *bits, "--granularity", "channel")["records"]
@@ -378,7 +378,7 @@ def shell(*arguments):
 
 
 def test_the_command_line_says_what_is_wrong_in_one_line_of_error(tmp_path, capsys):
-    done = shell("minq.tables", "--model", "resnet18", "--data", tmp_path)
+    done = shell("minqbook.tables", "--model", "resnet18", "--data", tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "DIR/val/n01440764/*.JPEG" in done.stderr
     with pytest.raises(SystemExit) as stopped:
@@ -399,7 +399,7 @@ def judged(folder, rank=0, world=1):
     """Every metric, on one process's share of three pictures and 30 answers."""
     import test_tables_metrics as unit
 
-    from minq.tables import data
+    from minqbook.tables import data
 
     mine = slice(rank, None, world)
     found = {}

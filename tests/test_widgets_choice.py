@@ -11,7 +11,7 @@ pytest.importorskip("anywidget")
 
 from traitlets import TraitError
 
-from minq.widgets import MethodChoice
+from minqbook.widgets import MethodChoice
 
 BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
 WEIGHTS = {"a": 1000, "b": 8001}

@@ -16,10 +16,11 @@ from networks import network, noise
 from torch.nn import functional as F
 
 import minq
-from minq import graph, zoo
+from minq import graph
 from minq.mac import fixed_point_multiplier
-from minq.widgets import TwoPaths
-from minq.widgets.two_paths import FLOATS
+from minqbook import zoo
+from minqbook.widgets import TwoPaths
+from minqbook.widgets.two_paths import FLOATS
 
 CASES = {
     "conv2d": {},  # stride 2, no padding, no activation

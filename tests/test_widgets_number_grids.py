@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("anywidget")
 
-from minq.widgets import NumberGrids
-from minq.widgets.number_grids import GRIDS
+from minqbook.widgets import NumberGrids
+from minqbook.widgets.number_grids import GRIDS
 
 TYPES = {
     "INT4": (np.int8, 7),

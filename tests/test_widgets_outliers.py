@@ -7,7 +7,7 @@ pytest.importorskip("anywidget")
 
 from minq.affine import fake_quantize, scale_zero_point, sqnr
 from minq.ranges import grouped
-from minq.widgets import OutlierMap
+from minqbook.widgets import OutlierMap
 
 TOKENS = ["[CLS]", "a", "cat", "[SEP]"]
 

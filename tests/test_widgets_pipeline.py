@@ -11,7 +11,7 @@ pytest.importorskip("anywidget")
 
 from traitlets import TraitError
 
-from minq.widgets import DebugChart, PipelineSteps, SimulatedBlock, debug_chart
+from minqbook.widgets import DebugChart, PipelineSteps, SimulatedBlock, debug_chart
 
 # --- SimulatedBlock -------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("anywidget")
 import traitlets
 
-from minq.widgets import AdaRoundPlay, BiasShift, Equalizer
+from minqbook.widgets import AdaRoundPlay, BiasShift, Equalizer
 
 RNG = np.random.default_rng(0)
 W1, B1 = RNG.normal(size=(6, 1, 3, 3)).astype("f4"), RNG.normal(size=6).astype("f4")

@@ -7,7 +7,7 @@ pytest.importorskip("anywidget")
 import traitlets
 
 from minq.affine import scale_zero_point
-from minq.widgets import Descent, RangePull
+from minqbook.widgets import Descent, RangePull
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(30, 4)).astype("f4")

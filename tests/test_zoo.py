@@ -9,8 +9,8 @@ import torch
 from sklearn.datasets import load_sample_image
 from torch.nn import BatchNorm2d
 
-from minq import zoo
-from minq.zoo import (
+from minqbook import zoo
+from minqbook.zoo import (
     efficientnet_lite0,
     efficientnet_lite0_model,
     efficientnet_lite0_weights,
@@ -155,7 +155,7 @@ def test_a_missing_package_is_named_with_the_way_to_install_it():
 
 
 def test_the_zoo_opens_without_torch():
-    code = "import sys, minq.zoo; dir(minq.zoo); raise SystemExit('torch' in sys.modules)"
+    code = "import sys, minqbook.zoo; dir(minqbook.zoo); raise SystemExit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from minq.zoo import data, photos, reviews, scenes, spell, text
+from minqbook.zoo import data, photos, reviews, scenes, spell, text
 
 
 @pytest.mark.parametrize("split", data.SPLITS)

@@ -6,11 +6,11 @@ import sys
 
 import torch
 
-from minq import zoo
+from minqbook import zoo
 
 DRAW = """
 import json
-from minq import zoo
+from minqbook import zoo
 print(json.dumps((zoo.photo_crops(6, size=48) * 128 + 127).int().tolist()))
 """
 

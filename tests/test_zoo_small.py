@@ -7,8 +7,8 @@ import torch
 from networks import zoo_graph
 from safetensors.torch import load_file, save, save_file
 
-from minq import zoo
-from minq.zoo import metrics, models, small, train
+from minqbook import zoo
+from minqbook.zoo import metrics, models, small, train
 
 each = pytest.mark.parametrize("name", zoo.NAMES)
 
@@ -191,7 +191,7 @@ def test_an_unknown_name_is_answered_with_the_names():
 
 
 def test_a_missing_file_is_answered_with_the_command_that_makes_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="python -m minq.zoo.train inception"):
+    with pytest.raises(FileNotFoundError, match="python -m minqbook.zoo.train inception"):
         zoo.load("inception", tmp_path / "none.safetensors")
 
 

@@ -9,7 +9,7 @@ import re
 from docutils import nodes
 from sphinx.util import logging
 
-from minq.widgets import Question
+from minqbook.widgets import Question
 
 logger = logging.getLogger(__name__)
 

@@ -42,7 +42,7 @@ def open_cache():
     from jupyter_cache import get_cache  # seconds, which a book that stands need not wait for
 
     made = CACHE / "__version__.txt"  # written once, with the cache
-    if made.exists() and made.stat().st_mtime < changed("minq", "book/results"):
+    if made.exists() and made.stat().st_mtime < changed("minq", "book/minqbook", "book/results"):
         shutil.rmtree(CACHE)
     return get_cache(CACHE)
 

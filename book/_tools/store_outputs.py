@@ -19,15 +19,15 @@ from nbclient import NotebookClient
 
 BOOK = Path(__file__).resolve().parents[1]
 
-# The first code cell of every notebook. On Colab it fetches the book and installs minq, elsewhere
-# it does nothing. The book hides it.
+# The first code cell of every notebook. On Colab it fetches the book and installs minq and
+# minqbook, elsewhere it does nothing. The book hides it.
 FIRST_CELL = """\
 import sys
 
 if "google.colab" in sys.modules:
     !git clone -q --depth 1 https://github.com/minq-book/minq
     %cd -q minq/book
-    %pip install -q "..[book]"
+    %pip install -q .. .
     from google.colab import output
 
     output.enable_custom_widget_manager()"""

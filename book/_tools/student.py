@@ -29,7 +29,8 @@ README = """\
 The chapters of the book, as notebooks with exercises to fill in. They need Python 3.10 or newer:
 
     python -m venv .venv
-    .venv/bin/python -m pip install "minq[book] @ git+{url}" jupyterlab
+    .venv/bin/python -m pip install "minq @ git+{url}" "minqbook @ git+{url}#subdirectory=book"
+    .venv/bin/python -m pip install jupyterlab
     .venv/bin/python -m jupyterlab
 
 Begin with `intro.ipynb`. A code exercise has a cell for your answer and one that checks it and says

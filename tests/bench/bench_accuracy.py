@@ -30,8 +30,8 @@ from bench_ptq import aimet_ptq
 from torch import Tensor, nn
 
 import minq
-from minq import zoo
-from minq.zoo.models import SamePad
+from minqbook import zoo
+from minqbook.zoo.models import SamePad
 
 Answer = Callable[[Tensor], Tensor]
 BATCH = 16

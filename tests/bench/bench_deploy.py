@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 import minq
-from minq import zoo
 from minq.deploy.onnx import fused, load, to_onnx
 from minq.ptq.pipeline import ptq
+from minqbook import zoo
 
 INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger")
 

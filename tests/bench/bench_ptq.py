@@ -34,10 +34,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import minq
-from minq import zoo
 from minq.export import capture
 from minq.ptq import pipeline
 from minq.ptq.channels import absorb_biases, equalize_graph
+from minqbook import zoo
 
 NETWORK, BATCH = "resnet_basic", 32
 

@@ -27,7 +27,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from minq import qat, zoo
+from minq import qat
+from minqbook import zoo
 
 NETWORKS = ["resnet_basic", "mobilenet_v2"]
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}

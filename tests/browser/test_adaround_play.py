@@ -6,8 +6,8 @@ from stage import stage
 from test_affine_playground import number, readouts, settle
 
 from minq import affine
-from minq.widgets import AdaRoundPlay
-from minq.widgets.base import bundle
+from minqbook.widgets import AdaRoundPlay
+from minqbook.widgets.base import bundle
 
 NAMES = ["rectifiedSigmoid", "initialV", "softWeight", "roundingPenalty", "annealedBeta",
          "layerOf", "runAdaRound", "randomRoundings", "seeded"]  # fmt: skip

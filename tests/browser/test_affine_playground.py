@@ -7,7 +7,7 @@ import pytest
 from stage import stage
 
 from minq import affine, integer_grid
-from minq.widgets import AffinePlayground
+from minqbook.widgets import AffinePlayground
 
 # Heights in pixels of the quantized signal, sample by sample: the path is "M x y H x V y H x V y".
 HEIGHTS = """root => { const d = root.querySelector('.mq-curve .mq-blue[d*="V"]').getAttribute('d');

@@ -6,8 +6,8 @@ from stage import stage
 from test_affine_playground import number, readouts, settle
 
 from minq import affine
-from minq.widgets import BiasShift
-from minq.widgets.base import bundle
+from minqbook.widgets import BiasShift
+from minqbook.widgets.base import bundle
 
 WORDS = "root => root.querySelector('.mq-means').textContent"
 

@@ -5,8 +5,8 @@ import pytest
 from stage import stage
 from test_affine_playground import number, readouts, settle
 
-from minq.widgets import DebugChart
-from minq.widgets.debug_chart import QUESTIONS, VERDICTS
+from minqbook.widgets import DebugChart
+from minqbook.widgets.debug_chart import QUESTIONS, VERDICTS
 
 
 def layers(count, bad=(), kinds=("",), seed=0):

@@ -5,8 +5,8 @@ import pytest
 from stage import stage
 from test_affine_playground import number, readouts, settle
 
-from minq.widgets import Descent
-from minq.widgets.base import bundle
+from minqbook.widgets import Descent
+from minqbook.widgets.base import bundle
 
 SOURCE = bundle("descent.js") + "\nexport { weightGrid, squareLoss, gradientBy, descend };"
 RNG = np.random.default_rng(0)

@@ -6,8 +6,8 @@ from stage import stage
 from test_affine_playground import number, readouts, settle
 
 from minq import affine
-from minq.widgets import Equalizer
-from minq.widgets.base import bundle
+from minqbook.widgets import Equalizer
+from minqbook.widgets.base import bundle
 
 KNOB = "[role=slider][aria-label^='Range of the channel']"
 VALUE = f'root => +root.querySelector("{KNOB}").ariaValueNow'

@@ -9,7 +9,7 @@ from stage import stage
 from test_affine_playground import number, readouts, settle
 
 from minq import affine
-from minq.widgets import Granularity
+from minqbook.widgets import Granularity
 
 CENTRES = """root => [...root.querySelectorAll('.mq-weights rect')]
     .map(r => Number(r.getAttribute('y')) + r.getAttribute('height') / 2)"""

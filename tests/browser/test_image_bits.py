@@ -8,7 +8,7 @@ from stage import stage
 from test_affine_playground import number, readouts, settle
 
 from minq import affine
-from minq.widgets import ImageBits
+from minqbook.widgets import ImageBits
 
 PIXELS = """(root, index) => { const c = root.querySelectorAll('canvas.mq-pixels')[index];
     return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]; }"""

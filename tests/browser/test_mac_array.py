@@ -8,7 +8,7 @@ from stage import stage
 from test_affine_playground import number, readouts, settle
 
 from minq import mac
-from minq.widgets import MacArray
+from minqbook.widgets import MacArray
 
 TEXTS = "(root, kind) => [...root.querySelectorAll(`.${kind}`)].map(e => e.textContent)"
 TABLE = """root => [...root.querySelectorAll('tbody tr')].filter(r => r.children.length > 2)

@@ -11,9 +11,9 @@ from test_affine_playground import number, readouts, settle
 
 from minq import floats
 from minq.grid import integer_grid
-from minq.widgets import NumberGrids
-from minq.widgets.base import bundle
-from minq.widgets.number_grids import GRIDS
+from minqbook.widgets import NumberGrids
+from minqbook.widgets.base import bundle
+from minqbook.widgets.number_grids import GRIDS
 
 
 def data(size=300):

@@ -6,8 +6,8 @@ from stage import stage
 from test_affine_playground import number, readouts, settle
 
 from minq.ranges import channel_groups
-from minq.widgets import OutlierMap
-from minq.widgets.base import bundle
+from minqbook.widgets import OutlierMap
+from minqbook.widgets.base import bundle
 
 ROWS, CHANNELS = 7, 48
 TOKENS = ["[CLS]", "a", "cat", "sat", "down", ".", "[SEP]"]

@@ -8,8 +8,8 @@ import pytest
 from stage import stage
 from test_affine_playground import number, readouts, settle
 
-from minq.widgets import PipelineSteps
-from minq.widgets.base import bundle
+from minqbook.widgets import PipelineSteps
+from minqbook.widgets.base import bundle
 
 STEPS = {
     "equalize": "Equalize",

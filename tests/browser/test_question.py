@@ -8,7 +8,7 @@ from stage import stage
 from test_pages import WCAG, WIDE
 
 pytest.importorskip("anywidget")
-from minq.widgets import AffinePlayground, Question
+from minqbook.widgets import AffinePlayground, Question
 
 WORDS = Question(
     "What happens to s²?", ["half", "a quarter"], answer=1, because="It goes with the square."

@@ -8,8 +8,8 @@ from stage import stage
 from test_affine_playground import number, readouts, settle
 
 from minq import affine, integer_grid
-from minq.widgets import RangeTradeoff
-from minq.widgets.base import bundle
+from minqbook.widgets import RangeTradeoff
+from minqbook.widgets.base import bundle
 
 # Press keys on a handle, or move a slider to values, and time each from its frame to the next task.
 TIMED = """async (root, [selector, keys]) => {

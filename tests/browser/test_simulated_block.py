@@ -6,8 +6,8 @@ import pytest
 from stage import stage
 from test_affine_playground import readouts, settle
 
-from minq.widgets import SimulatedBlock
-from minq.widgets.base import bundle
+from minqbook.widgets import SimulatedBlock
+from minqbook.widgets.base import bundle
 
 SWITCHES = ("activations", "add", "fold", "fuse", "pool", "weights")
 MEASURED = {

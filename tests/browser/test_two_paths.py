@@ -13,9 +13,9 @@ from torch import nn
 
 import minq
 from minq.mac import fixed_point_multiplier, requantize
-from minq.widgets import TwoPaths
-from minq.widgets.base import bundle
-from minq.widgets.two_paths import FLOATS
+from minqbook.widgets import TwoPaths
+from minqbook.widgets.base import bundle
+from minqbook.widgets.two_paths import FLOATS
 
 NAMES = ["toHalf", "fixedPoint", "shifted", "openLayer", "onDevice", "simulated", "tieDistances"]
 SOURCE = bundle("two_paths.js") + f"\nexport {{ {', '.join(NAMES)}, ROUND }};"

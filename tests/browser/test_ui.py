@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minq.widgets import base
+from minqbook.widgets import base
 
 UI = base.bundle("ui.js") + "\nexport { fmt, percent, niceTicks, linear, logarithmic, histogram };"
 

@@ -1,16 +1,16 @@
-"""python -m minq.tables --model resnet18 --data DIR: a row of the paper's tables, with real data;
+"""python -m minqbook.tables --model resnet18 --data DIR: a row of the paper's tables, on real data;
 --help says more. Without --model: measure the results that the book shows, into book/results/.
 
-    python -m minq.tables ptq     table 1 on the eight small networks, naive rounding and pipeline
-    python -m minq.tables hero    EfficientNet-Lite0: what each step of the pipeline is worth
-    python -m minq.tables best    EfficientNet-Lite0: the best settings, on more pictures
-    python -m minq.tables rates   learning rates for table 2, chosen on the validation split
-    python -m minq.tables qat     table 2 on the eight small networks
-    python -m minq.tables length  its W4A4 networks, trained four times as long
-    python -m minq.tables norm    three ways to treat batch norm while training
-    python -m minq.tables start   what training starts from: equalization, ranges, biases
-    python -m minq.tables minilm  two transformers at 8 bits: what helps against outliers
-    python -m minq.tables rows    the paper's eight networks at full size: time, memory, agreement
+    python -m minqbook.tables ptq     table 1 on the small networks, naive rounding and pipeline
+    python -m minqbook.tables hero    EfficientNet-Lite0: what each step of the pipeline is worth
+    python -m minqbook.tables best    EfficientNet-Lite0: the best settings, on more pictures
+    python -m minqbook.tables rates   learning rates for table 2, chosen on the validation split
+    python -m minqbook.tables qat     table 2 on the eight small networks
+    python -m minqbook.tables length  its W4A4 networks, trained four times as long
+    python -m minqbook.tables norm    three ways to treat batch norm while training
+    python -m minqbook.tables start   what training starts from: equalization, ranges, biases
+    python -m minqbook.tables minilm  two transformers at 8 bits: what helps against outliers
+    python -m minqbook.tables rows    the paper's networks at full size: time, memory, agreement
 
 A run that was stopped goes on where it ended: a cell that is in the file is not measured again.
 """
@@ -20,16 +20,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from minq.tables.small import TABLES, measure
+from minqbook.tables.small import TABLES, measure
 
 
 def main() -> None:
     if any(a.split("=")[0] == "--model" for a in sys.argv):
-        from minq.tables.real import main as measure_row
+        from minqbook.tables.real import main as measure_row
 
         measure_row()
         return
-    parser = argparse.ArgumentParser(prog="python -m minq.tables", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m minqbook.tables", description=__doc__)
     parser.add_argument("table", nargs="*", help=f"{', '.join(TABLES)}; by default all")
     parser.add_argument("--limit", type=int, help="stop after so many cells")
     arguments = parser.parse_args()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, default_collate
 
-from minq.tables.rows import Row, library
+from minqbook.tables.rows import Row, library
 
 LAYOUTS = {
     "classification": """\

@@ -34,7 +34,7 @@ from minq.fold import fold
 from minq.ptq import channels
 from minq.ptq.pipeline import ptq
 from minq.simulate import activation_quantizers, insert_quantizers, quantizers
-from minq.tables.rows import ROWS, Row
+from minqbook.tables.rows import ROWS, Row
 
 SAMPLES, FEW = 64, 8
 NEAREST: dict[str, Any] = {"rounding": "nearest"}

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from minq.qat.run import from_all
-from minq.tables.data import GLUE, Data
-from minq.tables.rows import Row, library
+from minqbook.tables.data import GLUE, Data
+from minqbook.tables.rows import Row, library
 
 
 def metric_of(row: Row, data: Data, task: str | None = None) -> Score | CocoMap:

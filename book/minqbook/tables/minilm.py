@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from minq import zoo
 from minq.affine import sqnr
 from minq.deploy.integer import to_integer
 from minq.export import capture
 from minq.ptq.pipeline import ptq
 from minq.ptq.smooth import smooth
-from minq.tables.small import NAIVE
+from minqbook import zoo
+from minqbook.tables.small import NAIVE
 
 LENGTH = 20  # tokens of a calibration row; the longest test sentence has as many
 

@@ -1,4 +1,4 @@
-"""python -m minq.tables --model resnet18 --data DIR: one row of the paper's tables, with real data.
+"""python -m minqbook.tables --model resnet18 --data DIR: a row of the paper's tables, on real data.
 
     FP32                the network as it is
     PTQ, table 1        W8A8 and W4A8, a scale per tensor or per channel
@@ -8,7 +8,7 @@ The numbers go into a JSON file, each beside the paper's. A run that was stopped
 ended: a cell that is in the file with the same settings is not measured again, and within a cell
 AdaRound goes on with the next layer, training with the next step. Several GPUs share the work:
 
-    torchrun --nproc-per-node 4 -m minq.tables --model resnet18 --data DIR
+    torchrun --nproc-per-node 4 -m minqbook.tables --model resnet18 --data DIR
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from minq.ptq.pipeline import ptq
 from minq.ptq.rounding import NAMES, AdaRound, as_rounding
 from minq.qat.pipeline import qat, split_batch
 from minq.qat.run import Checkpoint, from_all, rank, together, world_size
-from minq.tables import data as layouts
-from minq.tables.data import GLUE, LAYOUTS, Data
-from minq.tables.metrics import Boxes, metric_of
-from minq.tables.paper import paper_cell, paper_tables
-from minq.tables.rows import ROWS, Row
-from minq.tables.small import CONFIGURATIONS, write
+from minqbook.tables import data as layouts
+from minqbook.tables.data import GLUE, LAYOUTS, Data
+from minqbook.tables.metrics import Boxes, metric_of
+from minqbook.tables.paper import paper_cell, paper_tables
+from minqbook.tables.rows import ROWS, Row
+from minqbook.tables.small import CONFIGURATIONS, write
 
 TABLES = {"fp32": ("FP32",), "ptq": ("W8A8", "W4A8"), "qat": ("W8A8", "W4A8", "W4A4")}
 GRANULARITIES = {"tensor": False, "channel": True}
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     """The options, with what they mean."""
     text = "\n\n".join(f"data for {task}:\n{layout}" for task, layout in LAYOUTS.items())
     made = argparse.ArgumentParser(
-        prog="python -m minq.tables", description=__doc__, epilog=text,
+        prog="python -m minqbook.tables", description=__doc__, epilog=text,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = made.add_argument
@@ -266,7 +266,7 @@ class Measurement:
             "title": title,
             "metric": paper_tables()["metric"][title],
             "paper": paper_tables()["source"],
-            "command": f"python -m minq.tables --model {self.row.name} --data DIR",
+            "command": f"python -m minqbook.tables --model {self.row.name} --data DIR",
             "versions": _versions("minq", "torch", self.row.package, "torchmetrics", "pycocotools"),
             "machine": f"{platform.machine()}, {world_size()} processes on {_name(self.device)}",
             "date": datetime.date.today().isoformat(),

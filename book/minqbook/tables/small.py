@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 import minq
-from minq import zoo
 from minq._work import write_whole
 from minq.affine import sqnr
 from minq.batches import flat
@@ -26,8 +25,11 @@ from minq.ptq.pipeline import ptq
 from minq.ptq.rounding import AdaRound, Nearest
 from minq.qat.batchnorm import Keep
 from minq.qat.pipeline import finish, prepare, qat
+from minqbook import zoo
 
-RESULTS = Path(__file__).parents[2] / "book" / "results"
+_BESIDE = Path(__file__).parents[2] / "results"
+RESULTS = _BESIDE if _BESIDE.is_dir() else Path("results")
+"""The book's results; for an installed package, a folder "results" where it runs."""
 
 CONFIGURATIONS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A8": (3, 8), "W2A8": (2, 8)}
 
@@ -258,7 +260,7 @@ def chosen_rate(name: str, split: str = "validation", bits: str = "W4A4") -> flo
     tried = "W8A8" if bits == "W8A8" else "W4A4"
     mine = [r for r in records if r["network"] == name and r["bits"] == tried]
     if not mine:
-        raise ValueError(f"no rates were tried for {name}; run python -m minq.tables rates first")
+        raise ValueError(f"no rates tried for {name}; run python -m minqbook.tables rates first")
     return max(mine, key=lambda r: r[split])["rate"]
 
 
@@ -357,7 +359,7 @@ def start_cell(cell: dict[str, Any]) -> dict[str, float]:
 
 def _later(module: str, name: str) -> Callable[..., Any]:
     """A function of a module that needs packages which the other tables do not."""
-    return lambda *args: getattr(import_module(f"minq.tables.{module}"), name)(*args)
+    return lambda *args: getattr(import_module(f"minqbook.tables.{module}"), name)(*args)
 
 
 TABLES = {
@@ -389,7 +391,7 @@ def measure(table: str, *, limit: int | None = None, path: Path | None = None) -
         print(f"{number}/{len(todo)} {time.perf_counter() - start:6.1f} s  {record}", flush=True)
         result["records"].append(record)
         result |= {
-            "command": f"python -m minq.tables {table}",
+            "command": f"python -m minqbook.tables {table}",
             "versions": {"minq": minq.__version__, "torch": torch.__version__.partition("+")[0]},
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
             "date": datetime.date.today().isoformat(),

@@ -1,6 +1,6 @@
 """Pictures to play with. Each is an anywidget whose JavaScript computes and draws in the page.
 
-    from minq.widgets import AffinePlayground
+    from minqbook.widgets import AffinePlayground
     AffinePlayground(data, bits=4)
 
 They are loaded on first use, so that ``import minq`` needs neither ipywidgets nor a browser.
@@ -36,14 +36,14 @@ __all__ = list(_HOME)
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"minq.widgets has no {name!r}; it has {', '.join(_HOME)}")
+        raise AttributeError(f"minqbook.widgets has no {name!r}; it has {', '.join(_HOME)}")
     try:
-        return getattr(importlib.import_module(f"minq.widgets.{_HOME[name]}"), name)
+        return getattr(importlib.import_module(f"minqbook.widgets.{_HOME[name]}"), name)
     except ModuleNotFoundError as error:
         if error.name not in ("anywidget", "ipywidgets", "traitlets"):
             raise
         raise ImportError(
-            f"minq.widgets.{name} needs {error.name}; install it with: pip install anywidget"
+            f"minqbook.widgets.{name} needs {error.name}; install it with: pip install anywidget"
         ) from error
 
 

@@ -9,7 +9,7 @@ import traitlets
 
 from minq.affine import scale_zero_point
 from minq.grid import integer_grid
-from minq.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, pack, within
 
 MOST = 2048  # weights: each is a dot
 WORK = 70_000  # multiplications a step: then 500 steps take about a tenth of a second

@@ -9,7 +9,7 @@ import traitlets
 
 from minq.affine import fake_quantize, grid_limits, scale_zero_point
 from minq.grid import integer_grid
-from minq.widgets.base import Widget, pack
+from minqbook.widgets.base import Widget, pack
 
 MOST = 100_000  # values: 400 KB in the page
 

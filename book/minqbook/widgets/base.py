@@ -2,7 +2,7 @@
 
 A widget is a Python file and a JavaScript file of the same name beside it:
 
-    class Spectrum(Widget):                      # minq/widgets/spectrum.py and spectrum.js
+    class Spectrum(Widget):                      # book/minqbook/widgets/spectrum.py and spectrum.js
         bits = traitlets.Int(4).tag(sync=True)
         shown = ("bits",)                        # what repr() prints
 
@@ -23,7 +23,7 @@ import numpy as np
 import traitlets
 
 from minq._checks import as_float
-from minq.widgets.question import Question
+from minqbook.widgets.question import Question
 
 HERE = Path(__file__).parent
 _IMPORT = re.compile(r'^import\s*\{[^}]*\}\s*from\s*"\./([\w.]+)";[ \t]*\n', re.MULTILINE)

@@ -9,7 +9,7 @@ import numpy as np
 import traitlets
 
 from minq.affine import fake_quantize, scale_zero_point
-from minq.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, pack, within
 
 MOST = 100_000  # values of the inputs: 400 KB in the page
 CHANNELS = 128

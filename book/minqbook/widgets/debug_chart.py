@@ -7,8 +7,8 @@ from typing import Any
 
 import traitlets
 
-from minq.widgets.base import Widget
-from minq.widgets.pipeline_steps import number
+from minqbook.widgets.base import Widget
+from minqbook.widgets.pipeline_steps import number
 
 QUESTIONS: dict[str, tuple[str, str, str, str, str]] = {
     "sanity": (

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from minq.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, pack, within
 
 MOST = 1_000_000  # values; only three means of them travel
 STEPS = 120

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from minq.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, pack, within
 
 MOST = 100_000  # values in all arrays together: 400 KB in the page
 CHANNELS = 128

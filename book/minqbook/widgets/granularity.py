@@ -8,7 +8,7 @@ import numpy as np
 import traitlets
 
 from minq.affine import fake_quantize, scale_zero_point
-from minq.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, pack, within
 
 MOST = 100_000  # weights: 400 KB in the page
 DEAD = np.float32(1e-4)  # of the largest weight: a channel below it computes nothing

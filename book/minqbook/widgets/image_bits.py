@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from minq.widgets.base import Widget, within
+from minqbook.widgets.base import Widget, within
 
 MOST = 256 * 256 * 3  # bytes in the page
 SUBJECTS = {"flower": "Photo of a flower", "china": "Photo of a temple", "digit": "A digit"}

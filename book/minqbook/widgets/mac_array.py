@@ -11,7 +11,7 @@ from minq import mac
 from minq._checks import as_float
 from minq.affine import quantize, scale_zero_point
 from minq.mac import as_integers
-from minq.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, pack, within
 
 LIMITS = {"rows": (2, 6), "columns": (2, 6), "accumulator_bits": (8, 32), "weight_bits": (2, 8),
           "activation_bits": (2, 8), "cycle": (0, 10_000)}  # fmt: skip

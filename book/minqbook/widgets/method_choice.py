@@ -8,8 +8,8 @@ from typing import Any
 
 import traitlets
 
-from minq.widgets.base import Widget
-from minq.widgets.pipeline_steps import number
+from minqbook.widgets.base import Widget
+from minqbook.widgets.pipeline_steps import number
 
 METHODS = ("ptq", "qat")  # the cheaper one first
 SLACK = 1e-9  # the slider's tenths are no exact floats

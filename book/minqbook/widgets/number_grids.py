@@ -12,7 +12,7 @@ import traitlets
 from minq import floats, ranges
 from minq.affine import fake_quantize, sqnr
 from minq.grid import integer_grid
-from minq.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, pack, within
 
 MOST = 50_000  # values of all data: 200 KB in the page
 BEYOND = 1 + 1e-9  # of the largest number: x / s may round up a little

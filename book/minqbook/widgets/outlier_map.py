@@ -11,7 +11,7 @@ import traitlets
 from minq.affine import quantize, scale_zero_point
 from minq.grid import integer_grid, round_half_even
 from minq.ranges import channel_groups
-from minq.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, pack, within
 
 MOST = 100_000  # values of all tensors; they travel as float16
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import traitlets
 
-from minq.widgets.base import Widget
+from minqbook.widgets.base import Widget
 
 METRICS = {
     "sqnr": ("SQNR", "dB"),

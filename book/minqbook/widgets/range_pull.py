@@ -8,7 +8,7 @@ import traitlets
 
 from minq.affine import scale_zero_point
 from minq.grid import integer_grid
-from minq.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, pack, within
 
 MOST = 10_000  # values: 40 KB in the page, and 90 scales tried in a few hundredths of a second
 

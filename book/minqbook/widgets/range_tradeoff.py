@@ -8,7 +8,7 @@ import numpy as np
 import traitlets
 
 from minq.affine import fake_quantize, scale_zero_point
-from minq.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, pack, within
 
 MOST = 20_000  # values: 80 KB in the page, and one look at all of them fits into a frame
 WIDEST = 1.25  # the range may end this far beyond the data

@@ -8,8 +8,8 @@ from typing import Any
 
 import traitlets
 
-from minq.widgets.base import Widget, within
-from minq.widgets.pipeline_steps import named_metrics, number
+from minqbook.widgets.base import Widget, within
+from minqbook.widgets.pipeline_steps import named_metrics, number
 
 SWITCHES = ("activations", "add", "fold", "fuse", "pool", "weights")
 """The switches, sorted, as they stand in a configuration."""

@@ -10,7 +10,7 @@ import numpy as np
 import traitlets
 
 from minq.mac import fold_zero_points, int_matmul, requantize
-from minq.widgets.base import Widget, within
+from minqbook.widgets.base import Widget, within
 
 MOST = 100_000  # integers: inputs and weights of all layers travel with the page
 WORK = 4_000_000  # products of a layer: the page computes all of them in a blink

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minq._checks import check_count
-from minq.zoo import photos
+from minqbook.zoo import photos
 
 SPLITS = ("train", "test")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minq.zoo import text
+from minqbook.zoo import text
 
 
 class SamePad(nn.Module):

@@ -8,12 +8,12 @@ import numpy as np
 
 from minq._checks import check_count
 from minq.fold import fold_batch_norm
-from minq.zoo import photos
+from minqbook.zoo import photos
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minq.zoo.models import EfficientNetLite
+    from minqbook.zoo.models import EfficientNetLite
 
 STRIDE_2 = frozenset({"stem", *(f"blocks.{i}.depthwise" for i in (1, 3, 5, 11))})
 """The layers that halve the picture. All others have stride 1."""
@@ -44,7 +44,7 @@ def efficientnet_lite0_model() -> EfficientNetLite:
     Linear(in_features=1280, out_features=1000, bias=True)
     """
     raw = _raw_weights()
-    from minq.zoo.models import EfficientNetLite
+    from minqbook.zoo.models import EfficientNetLite
 
     model = EfficientNetLite()
     # Both list the layers in the order of computation, under different names.

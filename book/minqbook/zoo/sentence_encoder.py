@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minq._checks import check_count
-from minq.zoo.models import EncoderLayer
+from minqbook.zoo.models import EncoderLayer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

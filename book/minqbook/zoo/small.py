@@ -10,9 +10,9 @@ from torch.utils._pytree import tree_map_only
 
 from minq import graph
 from minq._checks import check_count
-from minq.zoo import metrics, models
-from minq.zoo.data import scenes
-from minq.zoo.text import reviews
+from minqbook.zoo import metrics, models
+from minqbook.zoo.data import scenes
+from minqbook.zoo.text import reviews
 
 NAMES = tuple(models.BUILDERS)
 """resnet_basic, resnet_bottleneck, mobilenet_v2, inception, efficientnet_lite, segmenter, ..."""
@@ -47,7 +47,7 @@ def load(name: str, path: str | Path | None = None) -> nn.Module:
     except RuntimeError as error:
         raise ValueError(
             f"the file does not hold the weights of {name}: {str(error).splitlines()[1].strip()}; "
-            f"train it again with: python -m minq.zoo.train {name}"
+            f"train it again with: python -m minqbook.zoo.train {name}"
         ) from None
     return model.eval()
 
@@ -63,7 +63,7 @@ def _read(name: str, path: str | Path | None) -> tuple[dict[str, Tensor], dict[s
     except ImportError as error:
         raise ImportError(f"{error}; install it with: pip install safetensors") from error
     path = Path(path or WEIGHTS / f"{name}.safetensors")
-    again = f"train it again with: python -m minq.zoo.train {name}"
+    again = f"train it again with: python -m minqbook.zoo.train {name}"
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {path.name}; {again}")
     try:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from minq._checks import check_count
-from minq.zoo.data import check_split
-from minq.zoo.photos import generator
+from minqbook.zoo.data import check_split
+from minqbook.zoo.photos import generator
 
 LENGTH = 30
 CLASSES = ("negative", "neutral", "positive", "unknown")

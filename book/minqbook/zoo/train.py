@@ -1,4 +1,4 @@
-"""python -m minq.zoo.train NAME: train a small network and write its weights.
+"""python -m minqbook.zoo.train NAME: train a small network and write its weights.
 
 An interrupted training goes on where its last epoch ended, with the same result, bit for bit, as
 one that was not: every batch is made from the seed and its number, and the learning rate follows
@@ -24,7 +24,7 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 import minq
 from minq._checks import check_count
 from minq._work import write_whole
-from minq.zoo import metrics, models, small
+from minqbook.zoo import metrics, models, small
 
 EPOCH = 160  # batches; each of them is new, so the name only says how often progress is kept
 
@@ -104,7 +104,7 @@ def train(
 ) -> nn.Module:
     """Train a small network, write its weights with their accuracy, return it in eval mode.
 
-    out: the weights file; by default the one that ``minq.zoo.load`` reads. Beside it lies a
+    out: the weights file; by default the one that ``minqbook.zoo.load`` reads. Beside it lies a
     checkpoint while training lasts; if one with the same settings is there, training goes on from
     it. stop_after: leave after so many batches, as an interruption would.
     """
@@ -167,7 +167,7 @@ def train(
     accuracy = small.evaluate(model, name)
     facts = {
         "network": name,
-        "command": f"python -m minq.zoo.train {name} --epochs {epochs} --seed {seed}",
+        "command": f"python -m minqbook.zoo.train {name} --epochs {epochs} --seed {seed}",
         "seed": str(seed),
         "epochs": str(epochs),
         "scenes": str(steps * batch),
@@ -187,7 +187,7 @@ def train(
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser("python -m minq.zoo.train", description=__doc__)
+    parser = argparse.ArgumentParser("python -m minqbook.zoo.train", description=__doc__)
     parser.add_argument("name", choices=small.NAMES)
     parser.add_argument("--epochs", type=int, help=f"of {EPOCH} batches")
     parser.add_argument("--seed", type=int, default=0)
