@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_leaves
 import minq
 from minq import graph
 from minq.batches import batches_of
-from minq.ptq.walk import Again, Integers, Walk, sample_rows
+from minq.ptq.storage import Again, Integers
+from minq.ptq.walk import Walk, sample_rows
 from minq.simulate import is_quantizer, quantizers
 
 

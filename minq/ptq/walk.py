@@ -7,62 +7,77 @@ outputs, and stops at each operator between the two, so that the step can act.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
 
 from minq import graph
-from minq._checks import saturating_cast
+from minq.ptq.storage import KEPT, Again, Batches, Storage
 from minq.quantizer import Quantizer
 
-Batches = Sequence[Any]
 
-KEPT = 2**27
-"""Bytes that the values of one operator may take, on all data together; twice as many for each
-layer more that would have to be computed again."""
+class Run(dict[fx.Node, Batches]):
+    """One of the two networks: the values of its operators so far, by node.
 
-_CHAIN = 4
-"""Layers that are computed again for one value, at most."""
+    Args:
+        gm: a graph with quantizers.
+        storage: how values are kept.
+        quantized: whether the quantizers act.
+        parameters: tensors by name that are used in place of the graph's.
+    """
 
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        storage: Storage,
+        *,
+        quantized: bool,
+        parameters: dict[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.gm, self.storage, self.quantized = gm, storage, quantized
+        self.parameters = parameters or {}
 
-class Again(Sequence):
-    """A value for each batch, computed whenever it is read: too large to be kept."""
+    @torch.no_grad()
+    def compute(self, node: fx.Node) -> Batches:
+        """An operator's values, from those of its inputs."""
+        quantizer = self.quantizer(node)
+        if node.op == "call_module" and quantizer is None:
+            return self[node.args[0]]
+        function = node.target if quantizer is None else quantizer
+        inputs = node.all_input_nodes
+        constants = {x: self.parameter(x) for x in inputs if is_constant(x) and x not in self}
+        values = {x: self[x] for x in inputs if x in self}
 
-    def __init__(self, compute: Callable[[int], Any], count: int, layers: int) -> None:
-        self.compute, self.batches, self.layers = compute, count, layers
+        @torch.no_grad()
+        def of_batch(k: int) -> Any:
+            here = constants | {x: v[k] for x, v in values.items()}
+            args, kwargs = fx.map_arg((node.args, node.kwargs), here.__getitem__)
+            return args[0] if node.op == "output" else function(*args, **kwargs)
 
-    def __len__(self) -> int:
-        return self.batches
+        if node.op == "output":  # few steps read it, and it may be the largest of all
+            return Again(of_batch, len(self.storage.lengths), 0)
+        again = max((v.layers for v in values.values() if isinstance(v, Again)), default=0)
+        layers = again + (graph.op(node) in graph.LAYERS | graph.PRODUCTS)
+        return self.storage.keep(of_batch, layers, quantizer)
 
-    def __getitem__(self, k: Any) -> Any:
-        if not 0 <= k < self.batches:
-            raise IndexError(k)
-        return self.compute(k)
+    def quantizer(self, node: fx.Node) -> Quantizer | None:
+        """The quantizer that a node is, where it acts in this network."""
+        if node.op != "call_module" or not self.quantized:
+            return None
+        module = self.gm.get_submodule(node.target)
+        return None if module.stage == "off" else module
 
-
-class Integers(Sequence):
-    """The values behind a quantizer of up to 8 bits, each in one byte."""
-
-    def __init__(self, quantizer: Quantizer, values: Iterable[Tensor]) -> None:
-        self.scale, self.zero_point = (v.detach() for v in quantizer.scale_zero_point())
-        self.grid, self.codes = quantizer.grid, []
-        for v in values:
-            self.dtype = v.dtype
-            levels = self.grid.quantize(v, self.scale, self.zero_point)
-            self.codes.append(levels.sub_(self.grid.quant_min).to(torch.uint8))
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def __getitem__(self, k: Any) -> Tensor:
-        levels = self.codes[k].to(self.scale.dtype).add_(self.grid.quant_min)
-        return saturating_cast(
-            self.grid.dequantize(levels, self.scale, self.zero_point), self.dtype
-        )
+    def parameter(self, node: fx.Node) -> Tensor:
+        """A parameter, through its quantizer where that acts."""
+        if node.op == "call_module":
+            x = self.parameter(node.args[0])
+            return self.gm.get_submodule(node.target)(x) if self.quantized else x
+        if node.target in self.parameters:
+            return self.parameters[node.target]
+        return graph.get(self.gm, node.target).detach()
 
 
 class Walk:
@@ -91,13 +106,13 @@ class Walk:
         *,
         kept: int = KEPT,
     ) -> None:
-        self.gm, self.batches, self.kept = gm, batches, kept
-        self.parameters = exact_parameters or {}
-        self.exact: dict[fx.Node, Batches] = {}
-        self.quantized: dict[fx.Node, Batches] = {}
-        self.outputs: tuple[Any, Any] | None = None
+        self.gm, self.batches = gm, batches
         # How many samples each batch has.
         self.lengths = [len(_first_tensor(batch)) for batch in batches]
+        storage = Storage(self.lengths, kept)
+        self.exact = Run(gm, storage, quantized=False, parameters=exact_parameters)
+        self.quantized = Run(gm, storage, quantized=True)
+        self.outputs: tuple[Batches, Batches] | None = None
 
     def __iter__(self) -> Iterator[fx.Node]:
         nodes = list(self.gm.graph.nodes)
@@ -105,7 +120,7 @@ class Walk:
         places = iter(range(len(nodes)))
         for node in nodes:
             if node.op == "output":
-                self.outputs = self._run(node, self.exact), self._run(node, self.quantized)
+                self.outputs = self.exact.compute(node), self.quantized.compute(node)
                 return
             if node.op == "placeholder":
                 place = next(places)
@@ -113,8 +128,7 @@ class Walk:
                 yield node
                 self.quantized[node] = self.exact[node]
             elif not is_constant(node):
-                with torch.no_grad():
-                    self.exact[node] = self._run(node, self.exact)
+                self.exact[node] = self.exact.compute(node)
                 yield node
                 self.advance(node)
             for x in node.all_input_nodes:
@@ -125,8 +139,8 @@ class Walk:
     def advance(self, node: fx.Node) -> Batches:
         """Let the quantized network compute this operator, if it has not yet."""
         if node not in self.quantized:
-            with torch.no_grad():
-                self.quantized[node] = self._run(node, self.quantized)
+            same = self._untouched(node)
+            self.quantized[node] = self.exact[node] if same else self.quantized.compute(node)
         return self.quantized[node]
 
     def renew(self, node: fx.Node, change: Callable[[Any], Any]) -> None:
@@ -136,68 +150,17 @@ class Walk:
         else:
             self.quantized[node] = [change(v) for v in values]
 
-    def _run(self, node: fx.Node, run: dict) -> Batches:
-        """The operator's values: a list, or what computes them again."""
-        exact = run is self.exact
-        if node.op == "call_module":
-            module = self.gm.get_submodule(node.target)
-            if exact or module.stage == "off":
-                return run[node.args[0]]
-        elif not exact and node.op != "output" and self._untouched(node):
-            return self.exact[node]
-        args, kwargs, constants = node.args, node.kwargs, {}
-        for x in node.all_input_nodes:
-            if is_constant(x) and x not in run:
-                constants[x] = self._parameter(x, exact)
-        values = {x: run[x] for x in node.all_input_nodes if x in run}
-
-        def compute(k: int) -> Any:
-            here = constants | {x: v[k] for x, v in values.items()}
-            given = fx.map_arg((args, kwargs), here.__getitem__)
-            with torch.no_grad():
-                if node.op == "output":
-                    return given[0][0]
-                return (module if node.op == "call_module" else node.target)(*given[0], **given[1])
-
-        count = len(self.batches)
-        repeated = [v.layers for v in values.values() if isinstance(v, Again)]
-        if node.op == "output":
-            return Again(compute, count, 0)  # few steps read it, and it may be the largest of all
-        first = compute(0)
-        everything = chain([first], map(compute, range(1, count)))
-        if self._size(first) > self.kept:
-            if node.op == "call_module" and module.bits <= 8 and not module.scale.ndim:
-                return Integers(module, everything)
-            layers = max(repeated, default=0) + (graph.op(node) in graph.LAYERS | graph.PRODUCTS)
-            if layers <= _CHAIN and self._size(first) > self.kept << max(layers - 1, 0):
-                return Again(compute, count, layers)
-        return list(everything)
-
-    def _size(self, first: Any) -> int:
-        """Bytes of an operator's values on all data, from those of the first batch."""
-        tensors = [v for v in tree_leaves(first) if isinstance(v, Tensor)]
-        return sum(v.nbytes for v in tensors) * sum(self.lengths) // self.lengths[0]
-
-    def _parameter(self, node: fx.Node, exact: bool) -> Tensor:
-        """A parameter, through its quantizer in the quantized run."""
-        if node.op == "call_module":
-            x = self._parameter(node.args[0], exact)
-            return x if exact else self.gm.get_submodule(node.target)(x)
-        if exact and node.target in self.parameters:
-            return self.parameters[node.target]
-        return graph.get(self.gm, node.target).detach()
-
     def _untouched(self, node: fx.Node) -> bool:
-        """Whether both runs give the operator the same tensors."""
-        for x in node.all_input_nodes:
-            if is_constant(x):
-                parameter = x.args[0] if x.op == "call_module" else x
-                stage = self.gm.get_submodule(x.target).stage if x.op == "call_module" else "off"
-                if stage != "off" or parameter.target in self.parameters:
-                    return False
-            elif self.exact[x] is not self.quantized[x]:
-                return False
-        return True
+        """Whether both networks compute the same here, from the same tensors."""
+        return self.quantized.quantizer(node) is None and all(
+            self._same_constant(x) if is_constant(x) else self.exact[x] is self.quantized[x]
+            for x in node.all_input_nodes
+        )
+
+    def _same_constant(self, node: fx.Node) -> bool:
+        parameter = node.args[0] if node.op == "call_module" else node
+        replaced = parameter.target in self.exact.parameters
+        return self.quantized.quantizer(node) is None and not replaced
 
 
 def _first_tensor(batch: Sequence[Any]) -> Tensor:
