@@ -65,7 +65,7 @@ class Nearest(Rounding):
         return graph.rounded_weight_of(gm, node)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _OnRows(Rounding):
     """Rounding by rows of data: what a layer reads for some places of its output.
 
@@ -107,7 +107,7 @@ def _has_rows(node: fx.Node) -> bool:
     return graph.op(node) in graph.CONVOLUTIONS | {"linear"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdaRound(_OnRows):
     """Down or up, so that the layer's output changes least, see ``minq.ptq.adaround``.
 
@@ -121,13 +121,10 @@ class AdaRound(_OnRows):
         TypeError, ValueError: ``sweeps`` or ``rows`` is not a positive whole number.
 
     >>> AdaRound(sweeps=5)
-    AdaRound(sweeps=5, rows=4096, seed=0, correct_bias=False)
+    AdaRound(rows=4096, seed=0, correct_bias=False, sweeps=5)
     """
 
     sweeps: int = 20
-    rows: int = 4096
-    seed: int = 0
-    correct_bias: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,7 +151,7 @@ class AdaRound(_OnRows):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GPTQ(_OnRows):
     """Column by column, also for weights in groups, see ``minq.ptq.gptq``.
 
