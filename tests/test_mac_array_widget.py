@@ -14,7 +14,8 @@ pytest.importorskip("anywidget")
 
 from minq import integer_grid, mac
 from minq.affine import scale_zero_point
-from minqbook.widgets import MacArray, base, mac_array
+from minqbook.widgets import MacArray, mac_array
+from minqbook.widgets.bundle import bundle
 
 EXPORTS = (
     "trace, history, requantize, fixedPointMultiplier, integerLayer, bitsFor, integerGrid, keepBits"
@@ -34,7 +35,7 @@ def as_json(cases):
 @pytest.fixture(scope="session")
 def js(tmp_path_factory):
     """js(function, cases): the answers of a function of (m, case); m has the script's functions."""
-    source = base.bundle("mac_array.js") + f"\nexport {{ {EXPORTS} }};\n"
+    source = bundle("mac_array.js") + f"\nexport {{ {EXPORTS} }};\n"
     folder = tmp_path_factory.mktemp("js")
     (folder / "m.mjs").write_text(source, "utf-8")
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ import traitlets
 
 import minqbook.widgets
 from minq import affine
-from minqbook.widgets import AffinePlayground, ImageBits, Question, base
+from minqbook.widgets import AffinePlayground, ImageBits, Question, base, bundle
 from minqbook.widgets.image_bits import sample_image
 
-SCRIPTS = sorted(p.name for p in base.HERE.glob("*.js") if p.stem not in ("ui", "quantize"))
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = [*bundle.HERE.rglob("*.js"), *(ROOT / "book" / "_assets").glob("*.js")]
+SCRIPTS = sorted(p.name for p in bundle.HERE.glob("*.js") if p.stem != "quantize")
 
 
 # --- Loading and bundling -------------------------------------------------------------------------
@@ -40,14 +43,14 @@ def test_unknown_widget_and_missing_anywidget_say_what_to_do():
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_bundle_is_one_module_without_imports(name, tmp_path):
-    source = base.bundle(name)
+    source = bundle.bundle(name)
     assert not re.search(r"^\s*import\b", source, re.MULTILINE)
     assert re.findall(r"^export .*", source, re.MULTILINE) == ["export default {"]
-    declared = base._TOP_LEVEL.findall(source)
+    texts = [bundle.read(module) for module in bundle.modules(name)]
+    declared = bundle._TOP_LEVEL.findall("".join(texts))
     assert len(declared) == len(set(declared))
     # Only those names may be used that are declared in the bundle: none is lost with its import.
-    for module in base.modules(name):
-        text = (base.HERE / module).read_text("utf-8")
+    for text in texts:
         for names in re.findall(r"^import\s*\{([^}]*)\}", text, re.MULTILINE):
             assert {n.strip() for n in names.split(",") if n.strip()} <= set(declared)
     if shutil.which("node"):  # the parser also rejects a name declared twice
@@ -57,24 +60,48 @@ def test_bundle_is_one_module_without_imports(name, tmp_path):
 
 
 def test_bundler_refuses_what_it_cannot_join(tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "HERE", tmp_path)
+    monkeypatch.setattr(bundle, "HERE", tmp_path)
 
-    def bundle(**files):
+    def joined(**files):
         for stem, text in files.items():
             (tmp_path / f"{stem}.js").write_text(text)
-        return base.bundle.__wrapped__(next(iter(files)) + ".js")
+        return bundle.bundle.__wrapped__(next(iter(files)) + ".js")
 
     importing = 'import { f } from "./b.js";\n'
-    both = bundle(a=importing + "export default { f };\n", b="export function f() {}\n")
-    assert both == "function f() {}\n\nexport default { f };\n"
+    both = joined(a=importing + "export default { f };\n", b="export function f() {}\n")
+    assert both == "function f() {}\nexport default { f };\n"
     with pytest.raises(ValueError, match="a.js and b.js both declare f"):
-        bundle(a=importing + "const f = 1;\n", b="export function f() {}\n")
+        joined(a=importing + "const f = 1;\n", b="export function f() {}\n")
     with pytest.raises(ValueError, match="cannot bundle"):
-        bundle(a='import x from "./b.js";\n', b="export const x = 1;\n")
+        joined(a='import x from "./b.js";\n', b="export const x = 1;\n")
     with pytest.raises(ValueError, match="cannot bundle"):
-        bundle(a=importing, b="const f = 1;\nexport { f };\n")
+        joined(a=importing, b="const f = 1;\nexport { f };\n")
     with pytest.raises(ValueError, match="default export"):
-        bundle(a=importing, b="export const f = 1;\nexport default {};\n")
+        joined(a=importing, b="export const f = 1;\nexport default {};\n")
+
+
+def test_bundle_leaves_out_what_no_browser_reads(tmp_path, monkeypatch):
+    source = """// What it is.
+
+/** In words.
+ *  In more words. */
+export function f(x) {
+  // Why.
+  return `${x}// no comment`; // how
+}
+"""
+    (tmp_path / "a.js").write_text(source)
+    monkeypatch.setattr(bundle, "HERE", tmp_path)
+    short = "function f(x) {\nreturn `${x}// no comment`; // how\n}\n"
+    assert bundle.bundle.__wrapped__("a.js") == short
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_lines_are_short_and_no_string_goes_over_them(path):
+    """A string of several lines would lose its indents in the bundle."""
+    for line in path.read_text("utf-8").splitlines():
+        assert len(line) <= 120, line
+        assert line.count("`") % 2 == 0 or line.lstrip().startswith(("//", "*")), line
 
 
 def test_style_is_shared_and_scoped():

@@ -1,4 +1,5 @@
-// Deferred, so that MathJax is there. A deck starts when its formulas are set: then what is too tall for a slide goes on to the next one.
+// Deferred, so that MathJax is there. A deck starts when its formulas are set: then what is too tall for a slide goes
+// on to the next one.
 (async () => {
   const [WIDTH, HEIGHT] = [1280, 720];
   await window.MathJax?.startup?.promise;

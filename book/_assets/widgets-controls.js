@@ -56,8 +56,13 @@ window.minqControls = ({ h, find, show }) => {
     });
   };
   const labels = (m) => m.get("_options_labels");
-  const selection = (m) =>
-    slider(m, { key: "index", at: (i) => i ?? 0, show: (i) => labels(m)[i] ?? "", bounds: () => [0, labels(m).length - 1, 1] });
+  const selection = m =>
+    slider(m, {
+      key: "index",
+      at: i => i ?? 0,
+      show: i => labels(m)[i] ?? "",
+      bounds: () => [0, labels(m).length - 1, 1],
+    });
 
   // Two sliders, low and high, that push each other.
   function range(m, { key = "value", show, bounds }) {
@@ -168,18 +173,44 @@ window.minqControls = ({ h, find, show }) => {
   function folds(m) { // an accordion, and a tab too: sections that open and close
     const names = m.get("titles") ?? [];
     return h("div", { className: "ws-vbox" }, ...m.get("children").map((c, i) => {
-      const section = h("details", { open: i === m.get("selected_index") }, h("summary", { textContent: names[i] || `Part ${i + 1}` }));
+      const section = h(
+        "details",
+        { open: i === m.get("selected_index") },
+        h("summary", { textContent: names[i] || `Part ${i + 1}` }),
+      );
       show(find(c), section);
       return section;
     }));
   }
   return {
-    IntSlider: number, FloatSlider: number, FloatLogSlider: logarithmic, SelectionSlider: selection,
-    IntRangeSlider: numberRange, FloatRangeSlider: numberRange, SelectionRangeSlider: selectionRange,
-    Dropdown: dropdown, Select: dropdown, ToggleButtons: toggles, RadioButtons: radios, Checkbox: checkbox,
-    ToggleButton: toggle, Play: play, Text: text, Textarea: textarea, IntText: numeric, FloatText: numeric,
-    BoundedIntText: numeric, BoundedFloatText: numeric, Label: words("textContent"), HTML: words("innerHTML"),
-    HTMLMath: words("innerHTML"), Box: box("ws-hbox"), HBox: box("ws-hbox"), VBox: box("ws-vbox"), GridBox: box("ws-grid"),
-    Accordion: folds, Tab: folds,
+    IntSlider: number,
+    FloatSlider: number,
+    FloatLogSlider: logarithmic,
+    SelectionSlider: selection,
+    IntRangeSlider: numberRange,
+    FloatRangeSlider: numberRange,
+    SelectionRangeSlider: selectionRange,
+    Dropdown: dropdown,
+    Select: dropdown,
+    ToggleButtons: toggles,
+    RadioButtons: radios,
+    Checkbox: checkbox,
+    ToggleButton: toggle,
+    Play: play,
+    Text: text,
+    Textarea: textarea,
+    IntText: numeric,
+    FloatText: numeric,
+    BoundedIntText: numeric,
+    BoundedFloatText: numeric,
+    Label: words("textContent"),
+    HTML: words("innerHTML"),
+    HTMLMath: words("innerHTML"),
+    Box: box("ws-hbox"),
+    HBox: box("ws-hbox"),
+    VBox: box("ws-vbox"),
+    GridBox: box("ws-grid"),
+    Accordion: folds,
+    Tab: folds,
   };
 };

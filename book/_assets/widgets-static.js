@@ -35,7 +35,9 @@
     }
     get(key) { return this.#state[key]; }
     set(key, value) { // all values first, then the events, as in Backbone
-      const news = Object.entries(typeof key === "string" ? { [key]: value } : key).filter(([k, v]) => !same(this.#state[k], v));
+      const news = Object.entries(typeof key === "string" ? { [key]: value } : key).filter(
+        ([k, v]) => !same(this.#state[k], v),
+      );
       for (const [k, v] of news) this.#state[k] = v;
       for (const [k, v] of news) this.#emit(`change:${k}`, this, v);
       if (news.length) this.#emit("change", this);
@@ -98,7 +100,8 @@
       return renderAnywidget(model, el).catch((error) => fail(el, error));
     }
     const make = controls[model?.name.replace(/Model$/, "")];
-    if (!make) return void parent.append(h("em", { textContent: `[${model?.name ?? "a widget"} needs a live notebook]` }));
+    if (!make)
+      return void parent.append(h("em", { textContent: `[${model?.name ?? "a widget"} needs a live notebook]` }));
     const el = parent.appendChild(make(model));
     const layout = find(model.get("layout"));
     for (const key of ["width", "display", "grid_template_columns", "justify_content", "align_items", "flex_flow"])
@@ -114,7 +117,8 @@
   // Resolves when the figures in sight are drawn; after a second in any case, for a page in a tab not yet looked at.
   function start() {
     for (const script of document.querySelectorAll(STATE))
-      for (const [id, entry] of Object.entries(JSON.parse(script.textContent).state)) models.set(id, new Model(id, entry));
+      for (const [id, entry] of Object.entries(JSON.parse(script.textContent).state))
+        models.set(id, new Model(id, entry));
     for (const m of models.values()) if (/^(Directional)?LinkModel$/.test(m.name)) link(m);
 
     const waiting = new Map(); // host element -> model, until the reader comes near

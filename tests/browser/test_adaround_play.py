@@ -7,7 +7,7 @@ from test_affine_playground import number, readouts, settle
 
 from minq import affine
 from minqbook.widgets import AdaRoundPlay
-from minqbook.widgets.base import bundle
+from minqbook.widgets.bundle import bundle
 
 NAMES = ["rectifiedSigmoid", "initialV", "softWeight", "roundingPenalty", "annealedBeta",
          "layerOf", "runAdaRound", "randomRoundings", "seeded"]  # fmt: skip

@@ -7,7 +7,7 @@ from test_affine_playground import number, readouts, settle
 
 from minq import affine
 from minqbook.widgets import BiasShift
-from minqbook.widgets.base import bundle
+from minqbook.widgets.bundle import bundle
 
 WORDS = "root => root.querySelector('.mq-means').textContent"
 

@@ -6,7 +6,7 @@ from stage import stage
 from test_affine_playground import number, readouts, settle
 
 from minqbook.widgets import Descent
-from minqbook.widgets.base import bundle
+from minqbook.widgets.bundle import bundle
 
 SOURCE = bundle("descent.js") + "\nexport { weightGrid, squareLoss, gradientBy, descend };"
 RNG = np.random.default_rng(0)

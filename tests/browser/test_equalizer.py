@@ -7,7 +7,7 @@ from test_affine_playground import number, readouts, settle
 
 from minq import affine
 from minqbook.widgets import Equalizer
-from minqbook.widgets.base import bundle
+from minqbook.widgets.bundle import bundle
 
 KNOB = "[role=slider][aria-label^='Range of the channel']"
 VALUE = f'root => +root.querySelector("{KNOB}").ariaValueNow'

@@ -7,7 +7,7 @@ from stage import stage
 from test_affine_playground import number, readouts, settle
 
 from minqbook.widgets import MethodChoice
-from minqbook.widgets.base import bundle
+from minqbook.widgets.bundle import bundle
 
 FP32, TRAINED, WEIGHTS = {"a": 94.0, "b": 72.5}, {"a": 94.6}, {"a": 40_000, "b": 1200}
 LOSSES = {  # of W8A8, W4A8, W4A4: (PTQ, QAT)

@@ -12,7 +12,7 @@ from test_affine_playground import number, readouts, settle
 from minq import floats
 from minq.grid import integer_grid
 from minqbook.widgets import NumberGrids
-from minqbook.widgets.base import bundle
+from minqbook.widgets.bundle import bundle
 from minqbook.widgets.number_grids import GRIDS
 
 

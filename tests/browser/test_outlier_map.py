@@ -7,7 +7,7 @@ from test_affine_playground import number, readouts, settle
 
 from minq.ranges import channel_groups
 from minqbook.widgets import OutlierMap
-from minqbook.widgets.base import bundle
+from minqbook.widgets.bundle import bundle
 
 ROWS, CHANNELS = 7, 48
 TOKENS = ["[CLS]", "a", "cat", "sat", "down", ".", "[SEP]"]

@@ -9,7 +9,7 @@ from stage import stage
 from test_affine_playground import number, readouts, settle
 
 from minqbook.widgets import PipelineSteps
-from minqbook.widgets.base import bundle
+from minqbook.widgets.bundle import bundle
 
 STEPS = {
     "equalize": "Equalize",

@@ -7,7 +7,7 @@ from test_affine_playground import number, readouts, settle
 
 from minq.grid import integer_grid
 from minqbook.widgets import RangePull
-from minqbook.widgets.base import bundle
+from minqbook.widgets.bundle import bundle
 
 SOURCE = bundle("range_pull.js") + "\nexport { byScale, pullsOf, learnScale, pullCurves };"
 RNG = np.random.default_rng(0)

@@ -9,7 +9,7 @@ from test_affine_playground import number, readouts, settle
 
 from minq import affine, integer_grid
 from minqbook.widgets import RangeTradeoff
-from minqbook.widgets.base import bundle
+from minqbook.widgets.bundle import bundle
 
 # Press keys on a handle, or move a slider to values, and time each from its frame to the next task.
 TIMED = """async (root, [selector, keys]) => {

@@ -7,7 +7,7 @@ from stage import stage
 from test_affine_playground import readouts, settle
 
 from minqbook.widgets import SimulatedBlock
-from minqbook.widgets.base import bundle
+from minqbook.widgets.bundle import bundle
 
 SWITCHES = ("activations", "add", "fold", "fuse", "pool", "weights")
 MEASURED = {

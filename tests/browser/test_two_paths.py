@@ -14,7 +14,7 @@ from torch import nn
 import minq
 from minq.mac import fixed_point_multiplier, requantize
 from minqbook.widgets import TwoPaths
-from minqbook.widgets.base import bundle
+from minqbook.widgets.bundle import bundle
 from minqbook.widgets.two_paths import FLOATS
 
 NAMES = ["toHalf", "fixedPoint", "shifted", "openLayer", "onDevice", "simulated", "tieDistances"]

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
-from minqbook.widgets import base
+from minqbook.widgets.bundle import bundle
 
-UI = base.bundle("ui.js") + "\nexport { fmt, percent, niceTicks, linear, logarithmic, histogram };"
+FIGURE = bundle("kit/figure.js") + "\nexport { widget };"
+FORMAT = bundle("kit/format.js") + "\nexport { fmt, percent };"
+SCALES = bundle("kit/scales.js") + "\nexport { niceTicks, linear, logarithmic };"
+DATA = bundle("kit/data.js") + "\nexport { histogram };"
 
 
 def test_numbers_for_readers(js):
@@ -18,11 +21,11 @@ def test_numbers_for_readers(js):
         99.96: "100",
         0: "0",
     }
-    got = js(UI, "(m, values) => values.map(v => m.fmt(v))", list(cases))
+    got = js(FORMAT, "(m, values) => values.map(v => m.fmt(v))", list(cases))
     assert got == list(cases.values())
     odd = "m => [NaN, Infinity, -Infinity, undefined, null, 'x', -0].map(v => m.fmt(v))"
-    assert js(UI, odd) == ["–", "∞", "−∞", "–", "–", "–", "0"]
-    assert js(UI, "m => [0, 0.0001, 0.031, 0.9999, 1].map(m.percent)") == [
+    assert js(FORMAT, odd) == ["–", "∞", "−∞", "–", "–", "–", "0"]
+    assert js(FORMAT, "m => [0, 0.0001, 0.031, 0.9999, 1].map(m.percent)") == [
         *("0 %", "< 0.1 %", "3.1 %", "100 %", "100 %"),
     ]
 
@@ -33,9 +36,9 @@ def test_numbers_for_readers(js):
 def test_ticks_are_few_round_and_inside(js, low, width, count):
     high = low + width
     if low == high:
-        assert js(UI, "(m, [a, b, n]) => m.niceTicks(a, b, n)", [low, high, count]) == [low]
+        assert js(SCALES, "(m, [a, b, n]) => m.niceTicks(a, b, n)", [low, high, count]) == [low]
         return
-    ticks = np.array(js(UI, "(m, [a, b, n]) => m.niceTicks(a, b, n)", [low, high, count]))
+    ticks = np.array(js(SCALES, "(m, [a, b, n]) => m.niceTicks(a, b, n)", [low, high, count]))
     assert 1 <= len(ticks) <= 2 * count + 1
     slack = 1e-6 * width + 1e-11 * max(abs(low), abs(high))
     assert ticks.min() >= low - slack and ticks.max() <= high + slack
@@ -49,15 +52,15 @@ def test_scales_invert_and_survive_an_empty_domain(js):
         const x = m.linear([-2, 6], [40, 600]), y = m.logarithmic([1e-3, 1e3], [0, 90]);
         const point = m.linear([3, 3], [0, 10]);
         return [x.invert(x(v)), y.invert(y(v)), x(-2), x(6), y(1), point(3)]; }"""
-    assert js(UI, code, 0.7) == pytest.approx([0.7, 0.7, 40, 600, 45, 5])
-    assert js(UI, "m => m.logarithmic([1e-3, 1e3], [0, 90]).ticks(9)") == pytest.approx(
+    assert js(SCALES, code, 0.7) == pytest.approx([0.7, 0.7, 40, 600, 45, 5])
+    assert js(SCALES, "m => m.logarithmic([1e-3, 1e3], [0, 90]).ticks(9)") == pytest.approx(
         [10.0**k for k in range(-3, 4)]
     )
 
 
 def test_histogram_is_numpys(js):
     values = np.round(np.random.default_rng(0).normal(size=500) * 64) / 64  # many on the edges
-    got = js(UI, "(m, v) => m.histogram(v, -2, 2, 32)", values.tolist())
+    got = js(DATA, "(m, v) => m.histogram(v, -2, 2, 32)", values.tolist())
     assert got == np.histogram(values, bins=32, range=(-2, 2))[0].tolist()
 
 
@@ -85,5 +88,5 @@ def test_a_loop_runs_only_on_screen(js):
         scrollTo(0, 0);
         return [seen, away, await more(3)];
     }"""  # noqa: E501
-    seen, away, back = js(UI.replace("linear,", "linear, widget,"), code)
+    seen, away, back = js(FIGURE, code)
     assert seen >= 3 and away == 0 and back >= 3

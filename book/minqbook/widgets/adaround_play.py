@@ -9,7 +9,7 @@ import traitlets
 
 from minq.affine import scale_zero_point
 from minq.grid import integer_grid
-from minqbook.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, limited, pack
 
 MOST = 2048  # weights: each is a dot
 WORK = 70_000  # multiplications a step: then 500 steps take about a tenth of a second
@@ -52,6 +52,9 @@ class AdaRoundPlay(Widget):
     steps = traitlets.Int(STEPS).tag(sync=True)
     step = traitlets.Int(STEPS).tag(sync=True)
     shown = ("bits", "penalty", "step")
+    _limits = limited(
+        bits=(2, 8), penalty=(0.01, 100), lr=(1e-4, 1), steps=(10, 1000), step=(0, 1000)
+    )
 
     def __init__(
         self,
@@ -106,23 +109,3 @@ class AdaRoundPlay(Widget):
             alt=alt,
             **traits,
         )
-
-    @traitlets.validate("bits")
-    def _check_bits(self, proposal: Any) -> int:
-        return within(proposal, 2, 8)
-
-    @traitlets.validate("penalty")
-    def _check_penalty(self, proposal: Any) -> float:
-        return within(proposal, 0.01, 100)
-
-    @traitlets.validate("lr")
-    def _check_lr(self, proposal: Any) -> float:
-        return within(proposal, 1e-4, 1)
-
-    @traitlets.validate("steps")
-    def _check_steps(self, proposal: Any) -> int:
-        return within(proposal, 10, 1000)
-
-    @traitlets.validate("step")
-    def _check_step(self, proposal: Any) -> int:
-        return within(proposal, 0, 1000)

@@ -1,21 +1,16 @@
-"""What every widget of the book shares: one bundled script, checks, and a text twin.
+"""What every widget of the book shares: its script and style, checks, and a text twin.
 
 A widget is a Python file and a JavaScript file of the same name beside it:
 
-    class Spectrum(Widget):                      # book/minqbook/widgets/spectrum.py and spectrum.js
+    class Spectrum(Widget):                      # spectrum.py and spectrum.js
         bits = traitlets.Int(4).tag(sync=True)
         shown = ("bits",)                        # what repr() prints
 
-The scripts are plain ES modules that import each other (``import { quantize } from
-"./quantize.js"``), so a browser or Node can load and test them as they are. A widget must reach the
-page as one string, so ``bundle`` joins a script and all it imports.
+What their scripts share is in ``kit``; ``bundle`` joins a script and all it imports.
 """
 
 from __future__ import annotations
 
-import functools
-import re
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -23,60 +18,8 @@ import numpy as np
 import traitlets
 
 from minq._checks import as_float
+from minqbook.widgets.bundle import HERE, bundle, style
 from minqbook.widgets.question import Question
-
-HERE = Path(__file__).parent
-_IMPORT = re.compile(r'^import\s*\{[^}]*\}\s*from\s*"\./([\w.]+)";[ \t]*\n', re.MULTILINE)
-_EXPORT = re.compile(r"^export (?=(?:async )?function|const|let|class)", re.MULTILINE)
-_TOP_LEVEL = re.compile(
-    r"^(?:export )?(?:async )?(?:function\*?|const|let|class) +(\w+)", re.MULTILINE
-)
-
-
-def modules(name: str) -> list[str]:
-    """The script ``name`` and all it imports, imported ones first.
-
-    >>> modules("ui.js")
-    ['ui.js']
-    """
-    found: list[str] = []
-    for other in _IMPORT.findall((HERE / name).read_text(encoding="utf-8")):
-        found += [m for m in modules(other) if m not in found]
-    return [*found, name]
-
-
-@functools.cache
-def bundle(name: str) -> str:
-    """One ES module from the script ``name`` and all it imports.
-
-    Imports fall away and only ``export default`` of the last script stays, so all scripts share one
-    scope: a name declared twice is an error, and an import must not rename (``as``).
-    """
-    owner: dict[str, str] = {}
-    parts = []
-    for module in modules(name):
-        source = (HERE / module).read_text(encoding="utf-8")
-        for declared in _TOP_LEVEL.findall(source):
-            if owner.setdefault(declared, module) != module:
-                raise ValueError(
-                    f"{module} and {owner[declared]} both declare {declared}; rename one of them"
-                )
-        source = _EXPORT.sub("", _IMPORT.sub("", source))
-        if left := re.search(r"^(?:import\b|export (?!default )).*", source, re.MULTILINE):
-            raise ValueError(
-                f"{module}: cannot bundle {left[0]!r}; "
-                'use import {{ a, b }} from "./file.js"; and export function / const'
-            )
-        if module != name and re.search(r"^export default", source, re.MULTILINE):
-            raise ValueError(f"{module} has a default export, so it cannot be imported")
-        parts.append(source)
-    return "\n".join(parts)
-
-
-def style(name: str) -> str:
-    """The shared style, and the widget's own ``name``.css where it has one."""
-    files = (HERE / "ui.css", HERE / f"{name}.css")
-    return "\n".join(f.read_text(encoding="utf-8") for f in files if f.exists())
 
 
 class Widget(anywidget.AnyWidget):
@@ -135,6 +78,16 @@ def within(proposal: Any, low: float, high: float, what: str = "") -> Any:
         name = proposal.trait.name
         raise ValueError(f"{name} must be from {low} to {high}{what}, not {proposal.value}")
     return proposal.value
+
+
+def limited(**limits: tuple) -> Any:
+    """The check of traits with fixed limits, e.g. ``_limits = limited(bits=(2, 8))``."""
+
+    @traitlets.validate(*limits)
+    def check(self: Widget, proposal: Any) -> Any:
+        return within(proposal, *limits[proposal.trait.name])
+
+    return check
 
 
 def _short(value: Any) -> str:

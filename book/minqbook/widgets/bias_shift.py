@@ -9,7 +9,7 @@ import numpy as np
 import traitlets
 
 from minq.affine import fake_quantize, scale_zero_point
-from minqbook.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, limited, pack
 
 MOST = 100_000  # values of the inputs: 400 KB in the page
 CHANNELS = 128
@@ -50,6 +50,7 @@ class BiasShift(Widget):
     per_channel = traitlets.Bool(False).tag(sync=True)
     corrected = traitlets.Bool(False).tag(sync=True)
     shown = ("bits", "channel", "per_channel", "corrected")
+    _limits = limited(bits=(2, 8))
 
     def __init__(
         self,
@@ -124,10 +125,6 @@ class BiasShift(Widget):
         spread = (w[self.channels] * x).sum(2).std(0) if x.ndim == 3 else (x @ w.T).std(0)
         spread = spread if x.ndim == 3 else spread[self.channels]
         return np.where(spread > 0, self.shift / np.where(spread > 0, spread, 1), 0)
-
-    @traitlets.validate("bits")
-    def _check_bits(self, proposal: Any) -> int:
-        return within(proposal, 2, 8)
 
     @traitlets.validate("channel")
     def _check_channel(self, proposal: Any) -> int:

@@ -1,6 +1,9 @@
 // One weight on a staircase: gradient descent with the true, the straight-through and the plain gradient.
 import { clamp, fakeQuantize, integerGrid, roundHalfEven, scaleZeroPoint } from "./quantize.js";
-import { fmt, linear, linePath, stepPath, svg, widget } from "./ui.js";
+import { svg } from "./kit/elements.js";
+import { widget } from "./kit/figure.js";
+import { fmt } from "./kit/format.js";
+import { linePath, linear, stepPath } from "./kit/scales.js";
 
 const GRID = { signed: true, narrowRange: true, symmetric: true };
 const SECONDS = 6; // of a whole run
@@ -68,7 +71,14 @@ export default {
     w.add(land);
     const time = w.plot({ height: x => (x < 480 ? 200 : 220), margin: { ...SIDES, top: 26, bottom: 40, right: 70 } });
     w.add(time);
-    const first = land.handle({ label: "Start of the weight", tone: "green", onInput: v => { stop(); w.set("start", clamp(v, ...ends)); } });
+    const first = land.handle({
+      label: "Start of the weight",
+      tone: "green",
+      onInput: v => {
+        stop();
+        w.set("start", clamp(v, ...ends));
+      },
+    });
     const out = w.readouts([
       ["latent", "weight w"], ["rounded", "q(w)"], ["loss", "loss"], ["slope", "gradient used"],
       ["mean", "mean of q(w)", "over the last third of the steps taken"], ["best", "optimum of w", "without quantizer"],
@@ -77,12 +87,14 @@ export default {
     const caption = w.caption();
 
     const mark = (kind, d, more = {}) => svg("path", { class: `mq-stroke ${kind}`, d, ...more });
-    const word = (x, y, kind, text, anchor = "start") => svg("text", { class: `mq-halo ${kind}`, x, y, "text-anchor": anchor }, text);
+    const word = (x, y, kind, text, anchor = "start") =>
+      svg("text", { class: `mq-halo ${kind}`, x, y, "text-anchor": anchor }, text);
 
     const drawLand = (R, t, g, full) => {
       const { left, right, top, bottom } = land, { s, n, p, q } = R.grid;
       const x = linear(ends, [left, right]), loss = v => squareLoss(moments, v);
-      const highest = Math.max(...ends.map(loss)), y = linear([loss(best) - 0.06 * (highest - loss(best)), highest], [bottom, top]);
+      const highest = Math.max(...ends.map(loss)),
+        y = linear([loss(best) - 0.06 * (highest - loss(best)), highest], [bottom, top]);
       const bowl = Array.from({ length: 81 }, (_, i) => ends[0] + (i * (ends[1] - ends[0])) / 80);
       const stairs = [[x(ends[0]), y(loss(q(ends[0])))]];
       for (let k = n; k < p; k++) stairs.push([x(s * (k + 0.5)), y(loss(s * (k + 1)))]);
@@ -93,7 +105,9 @@ export default {
       }));
       land.axisY(y, { label: "loss", ticks: 3 });
       land.axisX(x, { label: "weight w" });
-      const now = full ? R.w[t] : R.q[t], spot = [x(clamp(R.w[t], ...ends)), y(loss(now))], from = [x(clamp(now, ...ends)), spot[1]];
+      const now = full ? R.w[t] : R.q[t],
+        spot = [x(clamp(R.w[t], ...ends)), y(loss(now))],
+        from = [x(clamp(now, ...ends)), spot[1]];
       const tilt = (g * (y(1) - y(0))) / (x(1) - x(0)), reach = 46 / Math.hypot(1, tilt); // in pixels
       const tangent = ([u, v]) => linePath([[u - reach, v - tilt * reach], [u + reach, v + tilt * reach]]);
       land.layer("curves").replaceChildren(
@@ -106,32 +120,49 @@ export default {
       land.layer("path").replaceChildren(...trail.slice(-60, -1).map(([u, v], i, all) =>
         svg("circle", { class: "mq-area mq-ink", cx: u, cy: v, r: 2.5, opacity: 0.1 + (0.4 * (i + 1)) / all.length })));
       const borrowed = !full && w.get("gradient") === "straight-through" && g !== 0;
-      land.layer("now").replaceChildren(
-        mark("mq-green mq-thin", `M${x(R.w[0]).toFixed(1)} ${bottom}V${y(loss(full ? R.w[0] : R.q[0])).toFixed(1)}`, { opacity: 0.6 }),
-        borrowed ? mark("mq-soft mq-thin", linePath([spot, from])) : "",
-        borrowed ? mark("mq-purple mq-thin", tangent(from)) : "",
-        mark("mq-purple mq-thick", tangent(spot)),
-        svg("circle", { class: "mq-area mq-blue", cx: from[0], cy: from[1], r: full ? 0 : 4 }),
-        svg("circle", { class: "mq-area mq-ink", cx: spot[0], cy: spot[1], r: 5 }),
-      );
+      land
+        .layer("now")
+        .replaceChildren(
+          mark("mq-green mq-thin", `M${x(R.w[0]).toFixed(1)} ${bottom}V${y(loss(full ? R.w[0] : R.q[0])).toFixed(1)}`, {
+            opacity: 0.6,
+          }),
+          borrowed ? mark("mq-soft mq-thin", linePath([spot, from])) : "",
+          borrowed ? mark("mq-purple mq-thin", tangent(from)) : "",
+          mark("mq-purple mq-thick", tangent(spot)),
+          svg("circle", { class: "mq-area mq-blue", cx: from[0], cy: from[1], r: full ? 0 : 4 }),
+          svg("circle", { class: "mq-area mq-ink", cx: spot[0], cy: spot[1], r: 5 }),
+        );
       first.place({
         x: x(R.w[0]), y: bottom + 30, value: R.w[0], min: ends[0], max: ends[1], step: (ends[1] - ends[0]) / 200,
         text: `start ${fmt(R.w[0])}`, invert: x.invert,
       });
-      land.layer("start").replaceChildren(word(x(R.w[0]) + (R.w[0] > 0 ? -14 : 14), bottom + 34, "mq-green mq-strong", "start", R.w[0] > 0 ? "end" : "start"));
+      land
+        .layer("start")
+        .replaceChildren(
+          word(
+            x(R.w[0]) + (R.w[0] > 0 ? -14 : 14),
+            bottom + 34,
+            "mq-green mq-strong",
+            "start",
+            R.w[0] > 0 ? "end" : "start",
+          ),
+        );
     };
 
     const drawTime = (R, t, full) => {
       const { left, right, top, bottom } = time, { s, n, p } = R.grid;
       const seen = R.w.slice(0, t + 1), shown = full ? seen : seen.concat(R.q.slice(0, t + 1));
-      const low = Math.max(2 * ends[0], Math.min(best, ...shown)), high = Math.min(2 * ends[1], Math.max(best, ...shown)), pad = Math.max(0.7 * s, 0.1 * (high - low));
+      const low = Math.max(2 * ends[0], Math.min(best, ...shown)),
+        high = Math.min(2 * ends[1], Math.max(best, ...shown)),
+        pad = Math.max(0.7 * s, 0.1 * (high - low));
       const x = linear([0, steps], [left, right]), y = linear([low - pad, high + pad], [bottom, top]);
       const levels = [];
       for (let k = n; k <= p; k++) if (s * k >= low - pad && s * k <= high + pad) levels.push(s * k);
       const few = levels.length < 18 ? levels : [];
       time.axisY(y, { label: "w and q(w) over the steps", ticks: 4, grid: few.length === 0 });
       time.axisX(x, { label: "step" });
-      const trace = R.w.map((v, i) => [x(i), clamp(y(v), top - 4, bottom + 4)]), jumps = R.q.map((v, i) => [x(i), y(v)]);
+      const trace = R.w.map((v, i) => [x(i), clamp(y(v), top - 4, bottom + 4)]),
+        jumps = R.q.map((v, i) => [x(i), y(v)]);
       const last = y(R.w[t]), lastQ = y(R.q[t]), apart = Math.abs(last - lastQ) < 13 ? (last < lastQ ? -7 : 7) : 0;
       time.layer("curves").replaceChildren(
         ...few.map(v => mark("mq-blue mq-thin", `M${left} ${y(v).toFixed(1)}H${right}`, { opacity: 0.25 })),
@@ -152,20 +183,34 @@ export default {
       drawTime(R, t, full);
       one.limit({ disabled: t >= steps });
       reset.limit({ disabled: t === 0 });
-      const since = Math.floor((2 * (t + 1)) / 3), late = R.q.slice(since), mean = late.reduce((a, b) => a + b, 0) / late.length;
+      const since = Math.floor((2 * (t + 1)) / 3),
+        late = R.q.slice(since),
+        mean = late.reduce((a, b) => a + b, 0) / late.length;
       let jumps = 0, lately = 0;
       for (let i = 1; i <= t; i++) if (R.q[i] !== R.q[i - 1]) { jumps += 1; lately += i > since ? 1 : 0; }
       const level = R.grid.q(best), loss = squareLoss(moments, used);
       out.set({ latent: R.w[t], rounded: R.q[t], loss, slope: g, mean, best, jumps: String(jumps) });
       const clipped = !R.grid.inside(R.w[t]);
-      const what = gradient === "true" ? "The staircase is flat here: its true gradient is 0, and the weight does not move."
-        : full && Math.abs(R.w[t]) > 4 * limit ? "The learning rate is too high: each step overshoots further than the one before."
-          : full ? `The quantizer is left out while w trains. Rounded now, w = ${fmt(R.w[t])} becomes ${fmt(R.q[t])}, with a loss of ${fmt(squareLoss(moments, R.q[t]))}.`
-            : clipped ? "The weight is clipped: the straight-through gradient is 0 out there, and it is stuck."
-              : `The parabola's slope at q(w) = ${fmt(R.q[t])}, ${fmt(g)}, is used at w = ${fmt(R.w[t])}.`;
-      const swing = !full && lately > 1 ? ` q(w) jumps between levels around the optimum, ${lately} times in the last ${t - since} steps; on average it is ${fmt(mean)}, and the optimum is ${fmt(best)}.`
-        : !full && t > 0 && R.q[t] === level ? ` This is the best level of the grid.` : "";
-      const text = `${t ? `After ${t} ${t === 1 ? "step" : "steps"}` : "At the start"}, ${bits} bits: loss ${fmt(loss)}. ${what}${swing}`;
+      const what =
+        gradient === "true"
+          ? "The staircase is flat here: its true gradient is 0, and the weight does not move."
+          : full && Math.abs(R.w[t]) > 4 * limit
+            ? "The learning rate is too high: each step overshoots further than the one before."
+            : full
+              ? `The quantizer is left out while w trains. Rounded now, w = ${fmt(R.w[t])} becomes ${fmt(R.q[t])}, ` +
+                `with a loss of ${fmt(squareLoss(moments, R.q[t]))}.`
+              : clipped
+                ? "The weight is clipped: the straight-through gradient is 0 out there, and it is stuck."
+                : `The parabola's slope at q(w) = ${fmt(R.q[t])}, ${fmt(g)}, is used at w = ${fmt(R.w[t])}.`;
+      const swing =
+        !full && lately > 1
+          ? ` q(w) jumps between levels around the optimum, ${lately} times in the last ${t - since} steps; ` +
+            `on average it is ${fmt(mean)}, and the optimum is ${fmt(best)}.`
+          : !full && t > 0 && R.q[t] === level
+            ? ` This is the best level of the grid.`
+            : "";
+      const text = `${t ? `After ${t} ${t === 1 ? "step" : "steps"}` : "At the start"}, ${bits} bits: ` +
+        `loss ${fmt(loss)}. ${what}${swing}`;
       land.describe(`The loss over the weight: a parabola, and the staircase of the rounded weight. ${text}`);
       time.describe(`The weight and its rounded value over ${t} steps; ${jumps} changes of level.`);
       if (motion.playing && t < steps) caption.el.textContent = text;

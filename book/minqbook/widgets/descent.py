@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from minqbook.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, limited, pack, within
 
 MOST = 1_000_000  # values; only three means of them travel
 STEPS = 120
@@ -42,6 +42,7 @@ class Descent(Widget):
     step = traitlets.Int(0).tag(sync=True)
     steps = traitlets.Int(STEPS).tag(sync=True)
     shown = ("bits", "rate", "gradient", "start", "step")
+    _limits = limited(bits=(2, 8), rate=(0.001, 2), step=(0, STEPS))
 
     def __init__(
         self,
@@ -84,15 +85,3 @@ class Descent(Widget):
     @traitlets.validate("start")
     def _check_start(self, proposal: Any) -> float:
         return within(proposal, -1.25 * self.limit, 1.25 * self.limit, " (1.25 times the limit)")
-
-    @traitlets.validate("bits")
-    def _check_bits(self, proposal: Any) -> int:
-        return within(proposal, 2, 8)
-
-    @traitlets.validate("rate")
-    def _check_rate(self, proposal: Any) -> float:
-        return within(proposal, 0.001, 2)
-
-    @traitlets.validate("step")
-    def _check_step(self, proposal: Any) -> int:
-        return within(proposal, 0, STEPS)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from minqbook.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, limited, pack, within
 
 MOST = 100_000  # values in all arrays together: 400 KB in the page
 CHANNELS = 128
@@ -47,6 +47,7 @@ class Equalizer(Widget):
     bits = traitlets.Int(8).tag(sync=True)
     log = traitlets.Bool(True).tag(sync=True)
     shown = ("bits", "channel")
+    _limits = limited(bits=(2, 8))
 
     def __init__(
         self,
@@ -110,10 +111,6 @@ class Equalizer(Widget):
         """max |W| of each channel in the first and in the second layer, as scaled now."""
         w1, _, w2 = self.pair
         return np.abs(w1).max(1), np.abs(w2).max(0)
-
-    @traitlets.validate("bits")
-    def _check_bits(self, proposal: Any) -> int:
-        return within(proposal, 2, 8)
 
     @traitlets.validate("channel")
     def _check_channel(self, proposal: Any) -> int:

@@ -1,6 +1,10 @@
 // One scale a tensor, a channel or a group: the grids over the channels' ranges, and who survives.
 import { clamp, dequantize, integerGrid, roundHalfEven, scaleZeroPoint } from "./quantize.js";
-import { extent, floats, fmt, linear, logarithmic, svg, widget } from "./ui.js";
+import { extent, floats } from "./kit/data.js";
+import { svg } from "./kit/elements.js";
+import { widget } from "./kit/figure.js";
+import { fmt } from "./kit/format.js";
+import { linear, logarithmic } from "./kit/scales.js";
 
 const DEAD = 1e-4; // of the tensor's largest weight: a channel below it computes nothing
 const MARGIN = { left: 46, right: 16 };
@@ -25,7 +29,17 @@ export function analyse(x, rows, { bits, granularity, group, symmetric }) {
   let largest = 0;
   for (const v of x) largest = Math.max(largest, Math.abs(v));
   for (let row = 0; row < rows; row++) {
-    const c = { row, low: Infinity, high: -Infinity, most: 0, least: Infinity, signal: 0, noise: 0, levels: 0, zero: true };
+    const c = {
+      row,
+      low: Infinity,
+      high: -Infinity,
+      most: 0,
+      least: Infinity,
+      signal: 0,
+      noise: 0,
+      levels: 0,
+      zero: true,
+    };
     for (let i = row * length; i < (row + 1) * length; i++) {
       const { s, z } = pieces[per ? row * per + Math.floor((i - row * length) / size) : 0];
       const v = x[i];
@@ -46,7 +60,18 @@ export function analyse(x, rows, { bits, granularity, group, symmetric }) {
     channels.push(c);
   }
   const signal = channels.reduce((t, c) => t + c.signal, 0), noise = channels.reduce((t, c) => t + c.noise, 0);
-  return { n, p, per, size, length, pieces, hat, channels, largest, sqnr: noise ? 10 * Math.log10(signal / noise) : Infinity };
+  return {
+    n,
+    p,
+    per,
+    size,
+    length,
+    pieces,
+    hat,
+    channels,
+    largest,
+    sqnr: noise ? 10 * Math.log10(signal / noise) : Infinity,
+  };
 }
 
 export default {
@@ -56,7 +81,11 @@ export default {
 
     w.controls(
       w.slider({ trait: "bits", label: "Bits", min: 2, max: 8 }),
-      w.segmented({ trait: "granularity", label: "One scale per", options: ["tensor", "channel", "group"].map(k => [k, k]) }),
+      w.segmented({
+        trait: "granularity",
+        label: "One scale per",
+        options: ["tensor", "channel", "group"].map(k => [k, k]),
+      }),
     );
     // A long channel is cut at powers of two, as real kernels do; a short one anywhere.
     const long = length > 64, exponent = () => Math.round(Math.log2(w.get("group")));
@@ -67,18 +96,45 @@ export default {
       })
       : w.slider({ trait: "group", label: "Weights per group", min: Math.min(2, length), max: length });
     if (long) w.on("group", () => { if (2 ** group.value !== w.get("group")) group.value = exponent(); });
-    w.controls(group, w.segmented({ trait: "symmetric", label: "Grid", options: [[true, "symmetric"], [false, "asymmetric"]] }));
+    w.controls(
+      group,
+      w.segmented({
+        trait: "symmetric",
+        label: "Grid",
+        options: [
+          [true, "symmetric"],
+          [false, "asymmetric"],
+        ],
+      }),
+    );
 
     const ranges = w.plot({ height: v => (v < 480 ? 220 : 260), margin: { ...MARGIN, top: 30, bottom: 26 } });
     w.add(ranges);
     const quality = w.plot({ height: 128, margin: { ...MARGIN, top: 28, bottom: 36 } });
     w.add(quality);
     w.legend([
-      ["box grey", "a channel's weights"], ["box red", "becomes all zero"], ["hatch", "rounds to 0"], ["line blue", "levels of the grid"],
+      ["box grey", "a channel's weights"],
+      ["box red", "becomes all zero"],
+      ["hatch", "rounds to 0"],
+      ["line blue", "levels of the grid"],
     ]);
     w.controls(
-      w.segmented({ trait: "order", label: "Channels", options: [["natural", "as stored"], ["sorted", "largest first"]] }),
-      w.segmented({ trait: "log", label: "Weights", options: [[false, "linear"], [true, "log |w|"]] }),
+      w.segmented({
+        trait: "order",
+        label: "Channels",
+        options: [
+          ["natural", "as stored"],
+          ["sorted", "largest first"],
+        ],
+      }),
+      w.segmented({
+        trait: "log",
+        label: "Weights",
+        options: [
+          [false, "linear"],
+          [true, "log |w|"],
+        ],
+      }),
     );
     const four = r => { r.el.style.gridTemplateColumns = "repeat(auto-fit, minmax(150px, 1fr))"; return r; };
     const out = four(w.readouts([
@@ -121,7 +177,8 @@ export default {
 
     const drawRanges = g => {
       const p = ranges, log = w.get("log"), live = g.channels.filter(c => !c.dead);
-      const floor = Math.min(...live.map(c => c.most)) / 40, [low, high] = extent([0, ...g.channels.flatMap(c => [c.low, c.high])]);
+      const floor = Math.min(...live.map(c => c.most)) / 40,
+        [low, high] = extent([0, ...g.channels.flatMap(c => [c.low, c.high])]);
       const spare = 0.04 * (high - low), frame = [p.bottom, p.top];
       const y = log ? logarithmic([floor, 1.4 * g.largest], frame) : linear([low - spare, high + spare], frame);
       const at = v => (log ? y(Math.max(v, floor)) : y(v)), zero = log ? p.bottom : y(0);
@@ -130,8 +187,11 @@ export default {
       for (const [from, to, piece] of columns(g)) {
         const u = xs(from), v = xs(to), { s, z } = piece, dead = piece.low === 0 && piece.high === 0;
         if (dead) continue;
-        eaten += log ? box(u, v, at(s / 2), p.bottom) : box(u, v, Math.max(p.top, at(s / 2)), Math.min(p.bottom, at(-s / 2)));
-        const across = level => (log && level < floor ? "" : `M${u.toFixed(1)} ${at(level).toFixed(1)}H${v.toFixed(1)}`);
+        eaten += log
+          ? box(u, v, at(s / 2), p.bottom)
+          : box(u, v, Math.max(p.top, at(s / 2)), Math.min(p.bottom, at(-s / 2)));
+        const across = level =>
+          log && level < floor ? "" : `M${u.toFixed(1)} ${at(level).toFixed(1)}H${v.toFixed(1)}`;
         if (log) {
           const top = Math.max(g.p - z, z - g.n);
           for (let k = 1; k < top && !noisy; k++) {
@@ -142,21 +202,27 @@ export default {
         } else {
           const gap = at(0) - at(s), inside = k => s * (k - z) >= y.domain[0] && s * (k - z) <= y.domain[1];
           if (gap >= 3 && !noisy) for (let k = g.n; k <= g.p; k++) if (inside(k)) grid += across(s * (k - z));
-          if (gap < 3 || noisy) ends += across(Math.min(s * (g.p - z), y.domain[1])) + across(Math.max(s * (g.n - z), y.domain[0]));
+          if (gap < 3 || noisy)
+            ends += across(Math.min(s * (g.p - z), y.domain[1])) + across(Math.max(s * (g.n - z), y.domain[0]));
         }
       }
       let bars = "", lost = "";
       const wide = xs(1) - xs(0), pad = wide < 3 ? 0 : Math.min(0.22 * wide, 4);
       for (const c of g.channels) {
         const u = xs(rank[c.row]) + pad, v = xs(rank[c.row] + 1) - pad;
-        const [a, b] = log ? [at(c.most), at(Math.max(c.least, floor))] : [at(Math.max(c.high, 0)), at(Math.min(c.low, 0))];
+        const [a, b] = log
+          ? [at(c.most), at(Math.max(c.least, floor))]
+          : [at(Math.max(c.high, 0)), at(Math.min(c.low, 0))];
         const shape = box(u, v, Math.min(a, b - 2), b); // never thinner than 2 px
         if (c.wiped) lost += shape;
         else if (!c.dead) bars += shape;
       }
       p.axisY(y, { label: log ? "magnitude of the weights, |w|" : "weights, smallest to largest", ticks: 5 });
       p.layer("bars").replaceChildren(area("mq-grey", bars), area("mq-red", lost));
-      p.layer("eaten").replaceChildren(svg("path", { class: "mq-veil", d: eaten }), svg("path", { fill: p.hatch, d: eaten }));
+      p.layer("eaten").replaceChildren(
+        svg("path", { class: "mq-veil", d: eaten }),
+        svg("path", { fill: p.hatch, d: eaten }),
+      );
       const crowded = g.per * rows * 6 > p.right - p.left || (!log && at(0) - at(g.pieces[0].s) < 7);
       p.layer("grid").replaceChildren(
         stroke("mq-blue mq-thin", grid, { opacity: crowded ? 0.45 : 0.8 }),
@@ -164,23 +230,35 @@ export default {
         svg("line", { class: "mq-axis", x1: p.left, x2: p.right, y1: zero, y2: zero }),
       );
       p.layer("names").replaceChildren(
-        ...g.channels.filter(c => c.dead).map(c => stroke("mq-soft mq-thin", cross(xs(rank[c.row] + 0.5), zero - 7, Math.min(3, wide / 2)))),
+        ...g.channels
+          .filter(c => c.dead)
+          .map(c => stroke("mq-soft mq-thin", cross(xs(rank[c.row] + 0.5), zero - 7, Math.min(3, wide / 2)))),
       );
     };
     const drawChosen = chosen => {
       const p = ranges;
       for (const q of [p, quality]) mark(q, chosen);
       const here = xs(rank[chosen.row] + 0.5), right = here < (p.left + p.right) / 2;
-      p.layer("picked").append(svg("text", {
-        class: "mq-green mq-strong mq-halo", x: here + (right ? 14 : -14), y: p.bottom + 18, "text-anchor": right ? "start" : "end",
-      }, `channel ${chosen.row}`));
+      p.layer("picked").append(
+        svg(
+          "text",
+          {
+            class: "mq-green mq-strong mq-halo",
+            x: here + (right ? 14 : -14),
+            y: p.bottom + 18,
+            "text-anchor": right ? "start" : "end",
+          },
+          `channel ${chosen.row}`,
+        ),
+      );
       knob.place({
         x: here, y: p.bottom + 14, value: rank[chosen.row], min: 0, max: rows - 1, step: 1,
         text: `channel ${chosen.row}, ${word(chosen)}`, invert: u => xs.invert(u) - 0.5,
       });
     };
     const cross = (u, v, r) => `M${u - r} ${v - r}l${2 * r} ${2 * r}M${u - r} ${v + r}l${2 * r} ${-2 * r}`;
-    const mark = (p, c) => p.layer("picked").replaceChildren(stroke("mq-green", `M${xs(rank[c.row] + 0.5)} ${p.top}V${p.bottom}`));
+    const mark = (p, c) =>
+      p.layer("picked").replaceChildren(stroke("mq-green", `M${xs(rank[c.row] + 0.5)} ${p.top}V${p.bottom}`));
     const word = c => (c.dead ? "dead" : c.sqnr === Infinity ? "exact" : `${fmt(c.sqnr)} dB`);
 
     const drawQuality = g => {
@@ -188,7 +266,9 @@ export default {
       p.axisY(y, { label: "SQNR of each channel (dB)", values: [0, 20, 40] });
       const ticks = [...new Set(xs.ticks(p.width < 480 ? 4 : 8))].filter(v => v < rows && Number.isInteger(v));
       p.axisX(linear([-0.5, rows - 0.5], [p.left, p.right]), {
-        values: ticks, format: v => fmt(v, 6), label: w.get("order") === "sorted" ? "channels, largest weight first" : "channel",
+        values: ticks,
+        format: v => fmt(v, 6),
+        label: w.get("order") === "sorted" ? "channels, largest weight first" : "channel",
       });
       let bars = "", lost = "", dead = "";
       for (const c of g.channels) {
@@ -198,17 +278,32 @@ export default {
         else bars += box(u + pad, v - pad, y(clamp(c.sqnr, 0, 55)), p.bottom);
       }
       const all = y(clamp(g.sqnr, 0, 55));
-      p.layer("bars").replaceChildren(svg("path", { class: "mq-area mq-blue", opacity: 0.75, d: bars }),
-        stroke("mq-red", lost), stroke("mq-soft mq-thin", dead), stroke("mq-ink mq-dashed", `M${p.left} ${all}H${p.right}`),
-        svg("text", { class: "mq-tick", x: p.right, y: p.top - 9, "text-anchor": "end" }, `– – all weights: ${word(g)}`));
+      p.layer("bars").replaceChildren(
+        svg("path", { class: "mq-area mq-blue", opacity: 0.75, d: bars }),
+        stroke("mq-red", lost),
+        stroke("mq-soft mq-thin", dead),
+        stroke("mq-ink mq-dashed", `M${p.left} ${all}H${p.right}`),
+        svg(
+          "text",
+          { class: "mq-tick", x: p.right, y: p.top - 9, "text-anchor": "end" },
+          `– – all weights: ${word(g)}`,
+        ),
+      );
     };
 
-    const brief = v => (v && Math.abs(v) < 1e-3 ? v.toExponential().replaceAll("-", "−") : fmt(v, 2)); // as wide as the margin
+    // as wide as the margin
+    const brief = v => (v && Math.abs(v) < 1e-3 ? v.toExponential().replaceAll("-", "−") : fmt(v, 2));
     const drawDetail = (g, c) => {
-      const p = detail, start = c.row * length, stop = start + length, own = x.subarray(start, stop), after = g.hat.subarray(start, stop);
+      const p = detail,
+        start = c.row * length,
+        stop = start + length,
+        own = x.subarray(start, stop),
+        after = g.hat.subarray(start, stop);
       const [a, b] = extent([...own, ...after, 0]), spare = 0.12 * (b - a) || 1;
       const u = linear([-0.5, length - 0.5], [p.left, p.right]), y = linear([a - spare, b + spare], [p.bottom, p.top]);
-      const pieces = g.per ? g.pieces.slice(c.row * g.per, (c.row + 1) * g.per) : [{ ...g.pieces[0], a: start, b: stop }];
+      const pieces = g.per
+        ? g.pieces.slice(c.row * g.per, (c.row + 1) * g.per)
+        : [{ ...g.pieces[0], a: start, b: stop }];
       let grid = "", cuts = "";
       for (const { a: from, b: to, s, z } of pieces) {
         const left = u(from - start - 0.5), right = u(to - start - 0.5), gap = y(0) - y(s);
@@ -216,22 +311,42 @@ export default {
         if (gap < 3) continue;
         for (let k = g.n; k <= g.p; k++) {
           const v = s * (k - z);
-          if (v >= y.domain[0] && v <= y.domain[1]) grid += `M${(left + 2).toFixed(1)} ${y(v).toFixed(1)}H${(right - 2).toFixed(1)}`;
+          if (v >= y.domain[0] && v <= y.domain[1])
+            grid += `M${(left + 2).toFixed(1)} ${y(v).toFixed(1)}H${(right - 2).toFixed(1)}`;
         }
       }
       const r = clamp((u(1) - u(0)) / 4, 1.2, 4.5), dot = clamp((u(1) - u(0)) / 5, 1.2, 4);
-      const all = length === 1 ? "weight" : `${fmt(length, 6)} weights`, ticks = length <= 30 ? Array.from(own.keys()) : u.ticks(6);
+      const all = length === 1 ? "weight" : `${fmt(length, 6)} weights`,
+        ticks = length <= 30 ? Array.from(own.keys()) : u.ticks(6);
       p.axisY(y, { label: `channel ${c.row}: its ${all} before and after`, ticks: 4, grid: false, format: brief });
-      p.axisX(u, { values: ticks.filter(v => v >= 0 && v < length && Number.isInteger(v)), format: v => fmt(v, 6), label: "weight" });
-      p.layer("grid").replaceChildren(stroke("mq-blue mq-thin", grid, { opacity: 0.4 }), stroke("mq-soft mq-thin mq-dashed", cuts),
-        svg("line", { class: "mq-axis", x1: p.left, x2: p.right, y1: y(0), y2: y(0) }));
-      const errors = Array.from(own, (v, i) => `M${u(i).toFixed(1)} ${y(v).toFixed(1)}V${y(after[i]).toFixed(1)}`).join("");
+      p.axisX(u, {
+        values: ticks.filter(v => v >= 0 && v < length && Number.isInteger(v)),
+        format: v => fmt(v, 6),
+        label: "weight",
+      });
+      p.layer("grid").replaceChildren(
+        stroke("mq-blue mq-thin", grid, { opacity: 0.4 }),
+        stroke("mq-soft mq-thin mq-dashed", cuts),
+        svg("line", { class: "mq-axis", x1: p.left, x2: p.right, y1: y(0), y2: y(0) }),
+      );
+      const errors = Array.from(own, (v, i) => `M${u(i).toFixed(1)} ${y(v).toFixed(1)}V${y(after[i]).toFixed(1)}`).join(
+        "",
+      );
       p.layer("weights").replaceChildren(
         stroke("mq-red", errors),
-        ...Array.from(own, (v, i) => svg("circle", { class: "mq-area mq-soft", cx: u(i).toFixed(1), cy: y(v).toFixed(1), r })),
-        ...Array.from(after, (v, i) => svg("rect", {
-          class: "mq-area mq-blue", x: (u(i) - 1.4 * dot).toFixed(1), y: (y(v) - dot / 2.5).toFixed(1),
-          width: (2.8 * dot).toFixed(1), height: (dot / 1.25).toFixed(1), rx: 1 })),
+        ...Array.from(own, (v, i) =>
+          svg("circle", { class: "mq-area mq-soft", cx: u(i).toFixed(1), cy: y(v).toFixed(1), r }),
+        ),
+        ...Array.from(after, (v, i) =>
+          svg("rect", {
+            class: "mq-area mq-blue",
+            x: (u(i) - 1.4 * dot).toFixed(1),
+            y: (y(v) - dot / 2.5).toFixed(1),
+            width: (2.8 * dot).toFixed(1),
+            height: (dot / 1.25).toFixed(1),
+            rx: 1,
+          }),
+        ),
       );
     };
 
@@ -258,21 +373,26 @@ export default {
       const live = g.channels.filter(v => !v.dead), gone = live.filter(v => v.wiped).length, dead = rows - live.length;
       const worst = live.reduce((a, b) => (b.sqnr < a.sqnr ? b : a));
       const used = live.map(v => v.levels).sort((a, b) => a - b)[live.length >> 1];
-      const each = w.get("scale_bits") + (q.symmetric ? 0 : q.bits), many = g.pieces.length, bytes = Math.ceil(many * each / 8);
+      const each = w.get("scale_bits") + (q.symmetric ? 0 : q.bits),
+        many = g.pieces.length,
+        bytes = Math.ceil((many * each) / 8);
       const total = word(g), size = bytes < 1e4 ? `${fmt(bytes, 5)} B` : `${fmt(bytes / 1000)} kB`;
       out.set({
         sqnr: total, worst: word(worst), wiped: `${gone} of ${live.length}`, levels: `${used} of ${g.p - g.n + 1}`,
         scales: fmt(many, 7), size, cost: fmt(q.bits + many * each / x.length, 4), dead: `${dead} of ${rows}`,
       });
       const levels = n => `${n} ${n === 1 ? "level" : "levels"}`;
-      const mine = g.per ? g.pieces.slice(c.row * g.per, (c.row + 1) * g.per) : g.pieces, [s0, s1] = extent(mine.map(v => v.s));
+      const mine = g.per ? g.pieces.slice(c.row * g.per, (c.row + 1) * g.per) : g.pieces,
+        [s0, s1] = extent(mine.map(v => v.s));
       one.set({
         range: `${fmt(c.low, 2)} to ${fmt(c.high, 2)}`, scale: s0 === s1 ? fmt(s0) : `${fmt(s0, 2)} to ${fmt(s1, 2)}`,
         used: String(c.levels), sqnr: word(c),
       });
 
       const whose = {
-        tensor: "one scale for the whole tensor", channel: "a scale for each channel", group: `a scale for every ${q.group} weights`,
+        tensor: "one scale for the whole tensor",
+        channel: "a scale for each channel",
+        group: `a scale for every ${q.group} weights`,
       }[q.granularity];
       const fate = gone ? `${gone} of ${live.length} live channels become all zero` : "no live channel is lost";
       const text = `${q.bits} bits, ${whose}: ${fate}, `

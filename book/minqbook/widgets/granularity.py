@@ -8,7 +8,7 @@ import numpy as np
 import traitlets
 
 from minq.affine import fake_quantize, scale_zero_point
-from minqbook.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, limited, pack, within
 
 MOST = 100_000  # weights: 400 KB in the page
 DEAD = np.float32(1e-4)  # of the largest weight: a channel below it computes nothing
@@ -50,6 +50,7 @@ class Granularity(Widget):
     log = traitlets.Bool(True).tag(sync=True)
     channel = traitlets.Int(0).tag(sync=True)
     shown = ("shape", "bits", "granularity", "group", "symmetric")
+    _limits = limited(bits=(2, 8))
 
     def __init__(
         self,
@@ -111,10 +112,6 @@ class Granularity(Widget):
             group=self.group if self.granularity == "group" else None,
         )
         return x_hat.reshape(self.shape)
-
-    @traitlets.validate("bits")
-    def _check_bits(self, proposal: Any) -> int:
-        return within(proposal, 2, 8)
 
     @traitlets.validate("group")
     def _check_group(self, proposal: Any) -> int:

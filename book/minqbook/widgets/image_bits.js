@@ -1,5 +1,9 @@
 // A photo in fewer bits: the picture, its quantized twin, the error, and where the pixel values go.
-import { bytes, fmt, h, histogramPath, linear, svg, widget } from "./ui.js";
+import { bytes } from "./kit/data.js";
+import { h, svg } from "./kit/elements.js";
+import { widget } from "./kit/figure.js";
+import { fmt } from "./kit/format.js";
+import { histogramPath, linear } from "./kit/scales.js";
 import { fakeQuantize, integerGrid, mse, scaleZeroPoint, sqnr } from "./quantize.js";
 
 const WHITE = 255;
@@ -21,12 +25,25 @@ export default {
     const names = CHANNELS[channels], on = () => w.get("channels");
 
     const bits = w.slider({ label: "Bits per value b", trait: "bits", min: 1, max: 8 });
-    const gain = w.segmented({ label: "Amplify the error (grey: none)", trait: "gain", options: [1, 4, 16].map(k => [k, `× ${k}`]) });
+    const gain = w.segmented({
+      label: "Amplify the error (grey: none)",
+      trait: "gain",
+      options: [1, 4, 16].map(k => [k, `× ${k}`]),
+    });
     const boxes = names.map((name, c) => w.checkbox({
       label: name, value: on()[c], onInput: v => w.set("channels", on().map((old, k) => (k === c ? v : old))),
     }));
     w.on("channels", () => boxes.forEach((box, c) => { if (box.value !== on()[c]) box.value = on()[c]; }));
-    const choice = h("fieldset", { class: "mq-field mq-segmented" }, h("legend", {}, "Quantize"), h("div", { class: "mq-checks" }, boxes.map(box => box.el)));
+    const choice = h(
+      "fieldset",
+      { class: "mq-field mq-segmented" },
+      h("legend", {}, "Quantize"),
+      h(
+        "div",
+        { class: "mq-checks" },
+        boxes.map(box => box.el),
+      ),
+    );
     w.controls(bits, gain, ...(channels > 1 ? [choice] : []));
 
     const picture = title => w.pixels({ width: columns, height: rows, title, min: 80 });
@@ -37,7 +54,11 @@ export default {
     w.add(hist, size);
     const out = w.readouts([
       ["psnr", "PSNR", "peak signal-to-noise ratio: 255 squared over the mean squared error"],
-      ["sqnr", "SQNR", "signal-to-quantization-noise ratio"], ["mse", "MSE"], ["levels", "levels"], ["bytes", "bytes"], ["times", "compression", "bytes in float32 over bytes here"],
+      ["sqnr", "SQNR", "signal-to-quantization-noise ratio"],
+      ["mse", "MSE"],
+      ["levels", "levels"],
+      ["bytes", "bytes"],
+      ["times", "compression", "bytes in float32 over bytes here"],
     ]);
     const caption = w.caption();
     before.put(toRGBA(pixels, channels));
@@ -46,7 +67,10 @@ export default {
     return w.start(() => {
       const b = w.get("bits"), [n, p] = integerGrid(b), [scale, z] = scaleZeroPoint(0, WHITE, b);
       const table = Array.from({ length: 256 }, (_, v) => fakeQuantize(v, scale, z, b)); // 256 values a pixel can have
-      const chosen = on(), hat = new Float64Array(pixels.length), shown = new Float64Array(pixels.length), k = w.get("gain");
+      const chosen = on(),
+        hat = new Float64Array(pixels.length),
+        shown = new Float64Array(pixels.length),
+        k = w.get("gain");
       share.fill(0);
       for (let i = 0; i < pixels.length; i++) {
         const quantized = chosen[i % channels];
@@ -55,8 +79,10 @@ export default {
         if (quantized) share[pixels[i]] += 1;
       }
       const left = chosen.filter(Boolean).length, noise = mse(pixels, hat);
-      const psnr = noise ? 10 * Math.log10(WHITE ** 2 / noise) : Infinity, dB = v => (Number.isFinite(v) ? `${fmt(v)} dB` : fmt(v));
-      const all = rows * columns * channels, stored = Math.ceil((rows * columns * (left * b + (channels - left) * 8)) / 8);
+      const psnr = noise ? 10 * Math.log10(WHITE ** 2 / noise) : Infinity,
+        dB = v => (Number.isFinite(v) ? `${fmt(v)} dB` : fmt(v));
+      const all = rows * columns * channels,
+        stored = Math.ceil((rows * columns * (left * b + (channels - left) * 8)) / 8);
       after.put(toRGBA(hat, channels));
       error.put(toRGBA(shown, channels));
       after.title(`${b} ${b === 1 ? "bit" : "bits"}`);
@@ -66,38 +92,84 @@ export default {
       // Each level stands for the values that round to it; its stem is their average, so that stems
       // and histogram share one height.
       const held = new Array(p - n + 1).fill(0), wide = new Array(p - n + 1).fill(0);
-      share.forEach((count, v) => { const level = Math.round(table[v] / scale); held[level] += count; wide[level] += 1; });
+      share.forEach((count, v) => {
+        const level = Math.round(table[v] / scale);
+        held[level] += count;
+        wide[level] += 1;
+      });
       const stems = held.map((count, level) => (wide[level] ? count / wide[level] : 0));
       const top = [...share].sort((a, c) => c - a)[3] || 1; // a few spikes (pure black or white) may leave the frame
       const y = linear([0, 1.1 * top], [hist.bottom, hist.top]);
-      hist.layer("data").replaceChildren(svg("path", { class: "mq-area mq-fill", "clip-path": hist.clip, d: histogramPath(share, -0.5, 255.5, x, y) }));
+      hist
+        .layer("data")
+        .replaceChildren(
+          svg("path", { class: "mq-area mq-fill", "clip-path": hist.clip, d: histogramPath(share, -0.5, 255.5, x, y) }),
+        );
       hist.layer("grid").replaceChildren(...stems.flatMap((height, level) => {
         const at = x(level * scale), end = Math.max(hist.top, y(height));
-        return [svg("line", { class: `mq-stroke mq-blue${b > 6 ? " mq-thin" : ""}`, opacity: b === 8 ? 0.5 : 1, x1: at, x2: at, y1: hist.bottom, y2: end }),
-          b < 6 ? svg("circle", { class: "mq-area mq-blue", cx: at, cy: end, r: 3 }) : null];
+        return [
+          svg("line", {
+            class: `mq-stroke mq-blue${b > 6 ? " mq-thin" : ""}`,
+            opacity: b === 8 ? 0.5 : 1,
+            x1: at,
+            x2: at,
+            y1: hist.bottom,
+            y2: end,
+          }),
+          b < 6 ? svg("circle", { class: "mq-area mq-blue", cx: at, cy: end, r: 3 }) : null,
+        ];
       }).filter(Boolean));
       hist.axisX(x, { label: "value of a pixel", values: [0, 64, 128, 192, 255] });
       hist.layer("names").replaceChildren(
         svg("text", { class: "mq-soft", x: hist.left, y: 24 }, "pixel values ",
           svg("tspan", { class: "mq-blue mq-strong" }, `and the ${fmt(p - n + 1, 6)} levels they become`)));
 
-      const bars = [["float32", all * 4, "mq-fill"], ["8 bits", all, "mq-grey"], [`${b} ${b === 1 ? "bit" : "bits"}`, stored, "mq-blue"]];
+      const bars = [
+        ["float32", all * 4, "mq-fill"],
+        ["8 bits", all, "mq-grey"],
+        [`${b} ${b === 1 ? "bit" : "bits"}`, stored, "mq-blue"],
+      ];
       const length = linear([0, all * 4], [0, size.right - size.left]);
       size.layer("bars").replaceChildren(
         svg("text", { class: "mq-soft", x: size.left, y: 24 }, "bytes of the picture, uncompressed"),
         ...bars.flatMap(([name, count, tone], i) => {
           const row = size.top + 10 + i * 48;
           return [
-            svg("text", { x: size.left, y: row + 6, class: i === 2 ? "mq-blue mq-strong" : "" }, `${name}: ${fmt(count, 9)}`),
-            svg("rect", { class: `mq-area ${tone}`, x: size.left, y: row + 13, width: Math.max(1, length(count)), height: 12, rx: 1 }),
+            svg(
+              "text",
+              { x: size.left, y: row + 6, class: i === 2 ? "mq-blue mq-strong" : "" },
+              `${name}: ${fmt(count, 9)}`,
+            ),
+            svg("rect", {
+              class: `mq-area ${tone}`,
+              x: size.left,
+              y: row + 13,
+              width: Math.max(1, length(count)),
+              height: 12,
+              rx: 1,
+            }),
           ];
         }));
 
       const times = (all * 4) / stored;
-      out.set({ psnr: dB(psnr), sqnr: dB(sqnr(pixels, hat)), mse: noise, levels: fmt(p - n + 1, 6), bytes: fmt(stored, 9), times: `${fmt(times)} ×` });
-      const part = left === channels ? "" : left ? ` Only ${names.filter((_, c) => chosen[c]).join(" and ")} ${left > 1 ? "are" : "is"} quantized.` : " No channel is quantized.";
-      const text = `With ${b} ${b === 1 ? "bit" : "bits"} a value has ${fmt(p - n + 1, 6)} levels, ${fmt(scale)} apart: ${fmt(stored, 9)} bytes, ${fmt(times)} times smaller than float32. `
-        + `${noise ? `PSNR ${dB(psnr)}.` : "Nothing is lost."}${part}`;
+      out.set({
+        psnr: dB(psnr),
+        sqnr: dB(sqnr(pixels, hat)),
+        mse: noise,
+        levels: fmt(p - n + 1, 6),
+        bytes: fmt(stored, 9),
+        times: `${fmt(times)} ×`,
+      });
+      const part =
+        left === channels
+          ? ""
+          : left
+            ? ` Only ${names.filter((_, c) => chosen[c]).join(" and ")} ${left > 1 ? "are" : "is"} quantized.`
+            : " No channel is quantized.";
+      const text =
+        `With ${b} ${b === 1 ? "bit" : "bits"} a value has ${fmt(p - n + 1, 6)} levels, ${fmt(scale)} apart: ` +
+        `${fmt(stored, 9)} bytes, ${fmt(times)} times smaller than float32. ` +
+        `${noise ? `PSNR ${dB(psnr)}.` : "Nothing is lost."}${part}`;
       caption.set(text);
       before.describe(`${w.get("subject")}, ${columns} by ${rows} pixels, 8 bits per value.`);
       after.describe(`The same picture. ${text}`);

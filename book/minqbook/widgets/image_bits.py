@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from minqbook.widgets.base import Widget, within
+from minqbook.widgets.base import Widget, limited
 
 MOST = 256 * 256 * 3  # bytes in the page
 SUBJECTS = {"flower": "Photo of a flower", "china": "Photo of a temple", "digit": "A digit"}
@@ -56,6 +56,7 @@ class ImageBits(Widget):
     gain = traitlets.Enum([1, 4, 16], 4).tag(sync=True)
     subject = traitlets.Unicode("A picture").tag(sync=True)
     shown = ("bits", "shape", "channels")
+    _limits = limited(bits=(1, 8, ", the bits of a pixel"))
 
     def __init__(
         self,
@@ -86,10 +87,6 @@ class ImageBits(Widget):
             alt=alt,
             **traits,
         )
-
-    @traitlets.validate("bits")
-    def _check_bits(self, proposal: Any) -> int:
-        return within(proposal, 1, 8, ", the bits of a pixel")
 
 
 def _as_uint8(image: Any) -> np.ndarray:

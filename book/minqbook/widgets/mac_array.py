@@ -11,7 +11,7 @@ from minq import mac
 from minq._checks import as_float
 from minq.affine import quantize, scale_zero_point
 from minq.mac import as_integers
-from minqbook.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, limited, pack
 
 LIMITS = {"rows": (2, 6), "columns": (2, 6), "accumulator_bits": (8, 32), "weight_bits": (2, 8),
           "activation_bits": (2, 8), "cycle": (0, 10_000)}  # fmt: skip
@@ -74,6 +74,7 @@ class MacArray(Widget):
     numbers = traitlets.Enum(["integers", "float32"], "integers").tag(sync=True)
     cycle = traitlets.Int(0).tag(sync=True)
     shown = ("rows", "columns", "accumulator_bits", "overflow", "numbers", "cycle")
+    _limits = limited(**LIMITS)
 
     def __init__(
         self,
@@ -111,10 +112,6 @@ class MacArray(Widget):
         traits.setdefault("cycle", min(traits.get("rows", 4), len(w)) + 1)
         packed = b"".join(pack(values, "data", most=144)[1] for values in (w, x, b))
         super().__init__(data=packed, sizes=sizes, quantized=integers, alt=alt, **traits)
-
-    @traitlets.validate(*LIMITS)
-    def _check_limits(self, proposal: Any) -> int:
-        return within(proposal, *LIMITS[proposal.trait.name])
 
     @property
     def array(self) -> mac.MacArray:

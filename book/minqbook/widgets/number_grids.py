@@ -12,7 +12,7 @@ import traitlets
 from minq import floats, ranges
 from minq.affine import fake_quantize, sqnr
 from minq.grid import integer_grid
-from minqbook.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, limited, pack, within
 
 MOST = 50_000  # values of all data: 200 KB in the page
 BEYOND = 1 + 1e-9  # of the largest number: x / s may round up a little
@@ -59,6 +59,7 @@ class NumberGrids(Widget):
     shown_block = traitlets.Int(0).tag(sync=True)
     zoom = traitlets.Int(0).tag(sync=True)
     shown = ("titles", "tensor", "format", "block", "powers", "reach")
+    _limits = limited(reach=(0.02, 2.0), zoom=(0, 8))
 
     def __init__(
         self,
@@ -121,14 +122,6 @@ class NumberGrids(Widget):
     def _check_tensor(self, proposal: Any) -> int:
         return within(proposal, 0, len(self.values) - 1)
 
-    @traitlets.validate("reach")
-    def _check_reach(self, proposal: Any) -> float:
-        return within(proposal, 0.02, 2.0)
-
     @traitlets.validate("shown_block")
     def _check_block(self, proposal: Any) -> int:
         return within(proposal, 0, max(v.size for v in self.values.values()) - 1)
-
-    @traitlets.validate("zoom")
-    def _check_zoom(self, proposal: Any) -> int:
-        return within(proposal, 0, 8)

@@ -11,7 +11,7 @@ import traitlets
 from minq.affine import quantize, scale_zero_point
 from minq.grid import integer_grid, round_half_even
 from minq.ranges import channel_groups
-from minqbook.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, limited, pack, within
 
 MOST = 100_000  # values of all tensors; they travel as float16
 
@@ -40,6 +40,7 @@ class OutlierMap(Widget):
     channel = traitlets.Int(0).tag(sync=True)
     view = traitlets.Enum(["quantized", "error"], "quantized").tag(sync=True)
     shown = ("titles", "tensor", "bits", "groups", "clip")
+    _limits = limited(bits=(4, 16), clip=(0.005, 1.0, " of the range"))
 
     def __init__(
         self,
@@ -113,14 +114,6 @@ class OutlierMap(Widget):
             "clipped": out.mean(), "sqnr": sqnr, "typical": np.sort(tokens)[len(tokens) // 2],
             "levels": int(np.sort([len(np.unique(c)) for c in x_int.T])[x.shape[1] // 2]),
         }  # fmt: skip
-
-    @traitlets.validate("bits")
-    def _check_bits(self, proposal: Any) -> int:
-        return within(proposal, 4, 16)
-
-    @traitlets.validate("clip")
-    def _check_clip(self, proposal: Any) -> float:
-        return within(proposal, 0.005, 1.0, " of the range")
 
     @traitlets.validate("groups")
     def _check_groups(self, proposal: Any) -> int:

@@ -18,7 +18,8 @@ export const clamp = (x, low, high) => (x < low ? low : x > high ? high : x); //
 
 /** The smallest and largest integer [n, p] of the grid, eq. (4) and (8). */
 export function integerGrid(bits, { signed = false, narrowRange = false } = {}) {
-  if (!Number.isInteger(bits) || bits < 1 || bits > 16) throw new RangeError(`bits must be a whole number from 1 to 16, not ${bits}`);
+  if (!Number.isInteger(bits) || bits < 1 || bits > 16)
+    throw new RangeError(`bits must be a whole number from 1 to 16, not ${bits}`);
   if (!signed && narrowRange) throw new RangeError("only a signed grid can have a narrow range");
   if (signed && bits === 1) throw new RangeError("a signed grid of 1 bit has no positive level");
   if (!signed) return [0, 2 ** bits - 1];
@@ -29,7 +30,12 @@ export function integerGrid(bits, { signed = false, narrowRange = false } = {}) 
 const SMALLEST_NORMAL = 2 ** -1022;
 
 /** The grid that covers [low, high] and holds 0 exactly: [scale, zeroPoint]. */
-export function scaleZeroPoint(low, high, bits, { signed = false, narrowRange = false, symmetric = false, powerOfTwo = false } = {}) {
+export function scaleZeroPoint(
+  low,
+  high,
+  bits,
+  { signed = false, narrowRange = false, symmetric = false, powerOfTwo = false } = {},
+) {
   const [n, p] = integerGrid(bits, { signed, narrowRange });
   if (!(low <= high)) throw new RangeError(`low ${low} is above high ${high}`);
   low = Math.min(low, 0);

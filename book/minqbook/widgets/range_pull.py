@@ -8,7 +8,7 @@ import traitlets
 
 from minq.affine import scale_zero_point
 from minq.grid import integer_grid
-from minqbook.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, limited, pack, within
 
 MOST = 10_000  # values: 40 KB in the page, and 90 scales tried in a few hundredths of a second
 
@@ -38,6 +38,7 @@ class RangePull(Widget):
     signed = traitlets.Bool(False).tag(sync=True)
     name = traitlets.Unicode("x").tag(sync=True)
     shown = ("bits", "scale", "zero_point", "signed")
+    _limits = limited(bits=(2, 8), scale=(1e-40, 1e40))
 
     def __init__(
         self,
@@ -66,14 +67,6 @@ class RangePull(Widget):
             data=packed, bits=bits, signed=signed, scale=scale, zero_point=zero_point, alt=alt,
             **traits,
         )  # fmt: skip
-
-    @traitlets.validate("bits")
-    def _check_bits(self, proposal: Any) -> int:
-        return within(proposal, 2, 8)
-
-    @traitlets.validate("scale")
-    def _check_scale(self, proposal: Any) -> float:
-        return within(proposal, 1e-40, 1e40)
 
     @traitlets.validate("zero_point")
     def _check_zero_point(self, proposal: Any) -> int:

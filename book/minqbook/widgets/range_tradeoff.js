@@ -1,6 +1,10 @@
 // Clipping error against rounding error: the range on the histogram, and all ranges as curves.
 import { clamp, errorParts, gridLimits, integerGrid, roundHalfEven, scaleZeroPoint } from "./quantize.js";
-import { floats, fmt, histogram, histogramPath, linear, linePath, logarithmic, percent, svg, widget } from "./ui.js";
+import { floats, histogram } from "./kit/data.js";
+import { svg } from "./kit/elements.js";
+import { widget } from "./kit/figure.js";
+import { fmt, percent } from "./kit/format.js";
+import { histogramPath, linePath, linear, logarithmic } from "./kit/scales.js";
 
 const NARROWEST = 1 / 256, WIDEST = 1.25; // widths looked at, as a share of the min-max range
 const MARGIN = { left: 46, right: 16 };
@@ -103,7 +107,8 @@ export default {
      *  than that for more; one axis for all bits, so that the curves can be compared. */
     const narrowest = symmetric => (least[symmetric] ??=
       clamp(2 ** Math.floor(Math.log2(sweep(S, 2, symmetric).best.share / 4)), NARROWEST, 1 / 16));
-    const curveOf = (bits, symmetric) => (curves[`${bits} ${symmetric}`] ??= sweep(S, bits, symmetric, narrowest(symmetric)));
+    const curveOf = (bits, symmetric) =>
+      (curves[`${bits} ${symmetric}`] ??= sweep(S, bits, symmetric, narrowest(symmetric)));
 
     /** The range shown: as it is, or widened to be symmetric. */
     const ends = (symmetric = w.get("symmetric")) => {
@@ -129,7 +134,10 @@ export default {
     const view = symmetric => {
       const most = Math.max(-S.low, S.high), width = S.high - S.low, spare = (WIDEST - 1) * width / 2;
       if (symmetric) return [S.low < 0 ? -WIDEST * most : -0.04 * most, WIDEST * most];
-      return [S.low < 0 ? S.low - spare : -0.04 * width, S.high > 0 ? S.high + (S.low < 0 ? spare : 2 * spare) : 0.04 * width];
+      return [
+        S.low < 0 ? S.low - spare : -0.04 * width,
+        S.high > 0 ? S.high + (S.low < 0 ? spare : 2 * spare) : 0.04 * width,
+      ];
     };
 
     // --- The search by hand: the widths tried, and the guess that was made when the curves appeared ---
@@ -152,7 +160,10 @@ export default {
       else guess = { ends: ends(), ...state() };
       w.set("reveal", !w.get("reveal"));
     } });
-    const optimum = w.button({ label: "Go to the optimum", onClick: () => glide(curveOf(w.get("bits"), w.get("symmetric")).best) });
+    const optimum = w.button({
+      label: "Go to the optimum",
+      onClick: () => glide(curveOf(w.get("bits"), w.get("symmetric")).best),
+    });
     const widest = w.button({ label: "Go to min–max", onClick: () => glide(minMax()) });
     w.controls(show, optimum, widest);
     const out = w.readouts([
@@ -170,7 +181,15 @@ export default {
     const state = () => {
       const b = w.get("bits"), symmetric = w.get("symmetric"), signed = symmetric && S.low < 0, [low, high] = ends();
       const [s, z] = scaleZeroPoint(low, high, b, { signed, symmetric });
-      return { b, symmetric, signed, s, z, share: shareOf([low, high], symmetric), ...errorParts(S.raw, s, z, b, { signed }) };
+      return {
+        b,
+        symmetric,
+        signed,
+        s,
+        z,
+        share: shareOf([low, high], symmetric),
+        ...errorParts(S.raw, s, z, b, { signed }),
+      };
     };
 
     let from = null, goal = null, spent = 0;
@@ -187,7 +206,8 @@ export default {
     };
     const stop = fn => v => { motion.pause(); fn(v); };
     const lowEnd = top.handle({
-      label: "Lower end of the range", onInput: stop(v => (w.get("symmetric") ? put(v, -v) : put(v, ends()[1], "high"))),
+      label: "Lower end of the range",
+      onInput: stop(v => (w.get("symmetric") ? put(v, -v) : put(v, ends()[1], "high"))),
     });
     const highEnd = top.handle({
       label: "Upper end of the range", onInput: stop(v => (w.get("symmetric") ? put(-v, v) : put(ends()[0], v, "low"))),
@@ -198,12 +218,17 @@ export default {
     }) });
 
     const drawData = (q, [low, high], best) => {
-      const knobY = top.top - 28, range = view(q.symmetric), x = linear(range, [top.left, top.right]), left = top.left, right = top.right;
+      const knobY = top.top - 28,
+        range = view(q.symmetric),
+        x = linear(range, [top.left, top.right]),
+        left = top.left,
+        right = top.right;
       const bins = Math.round((right - left) / 5), counts = histogram(S.raw, ...range, bins);
       const y = logarithmic([0.5, 1.6 * Math.max(1, ...counts)], [top.bottom, top.top]), up = c => y(Math.max(c, 0.5));
       const [gl, gh] = gridLimits(q.s, q.z, q.b, { signed: q.signed }), inside = v => clamp(v, ...range);
       const [n, p] = integerGrid(q.b, { signed: q.signed }), gap = x(q.s) - x(0), levels = [];
-      for (let k = n; k <= p; k++) if (q.s * (k - q.z) >= range[0] && q.s * (k - q.z) <= range[1]) levels.push(x(q.s * (k - q.z)));
+      for (let k = n; k <= p; k++)
+        if (q.s * (k - q.z) >= range[0] && q.s * (k - q.z) <= range[1]) levels.push(x(q.s * (k - q.z)));
       const rungs = (from, to) => levels.map(u => `M${u.toFixed(1)} ${from}V${to}`).join("");
       const box = { y: top.top, height: top.bottom - top.top };
       const off = [[range[0], gl - q.s / 2], [gh + q.s / 2, range[1]]].filter(([a, b]) => b > a);
@@ -212,12 +237,23 @@ export default {
         return [svg("rect", { class: "mq-veil", ...place }), svg("rect", { fill: top.hatch, ...place })];
       }));
       top.axisY(y, { label: "values per bin", ticks: 3, format: v => fmt(v, 6) });
-      top.layer("data").replaceChildren(svg("path", { class: "mq-area mq-fill", d: histogramPath(counts, ...range, x, up) }));
-      top.layer("levels").replaceChildren(
-        gap >= 7 ? stroke("mq-blue mq-thin", rungs(top.top, top.bottom), { opacity: 0.5 }) : "",
-        gap >= 2.5 ? stroke("mq-blue", rungs(top.bottom, top.bottom + 6))
-          : svg("rect", { class: "mq-area mq-blue", x: levels[0], y: top.bottom, width: levels.at(-1) - levels[0], height: 5 }),
-      );
+      top
+        .layer("data")
+        .replaceChildren(svg("path", { class: "mq-area mq-fill", d: histogramPath(counts, ...range, x, up) }));
+      top
+        .layer("levels")
+        .replaceChildren(
+          gap >= 7 ? stroke("mq-blue mq-thin", rungs(top.top, top.bottom), { opacity: 0.5 }) : "",
+          gap >= 2.5
+            ? stroke("mq-blue", rungs(top.bottom, top.bottom + 6))
+            : svg("rect", {
+                class: "mq-area mq-blue",
+                x: levels[0],
+                y: top.bottom,
+                width: levels.at(-1) - levels[0],
+                height: 5,
+              }),
+        );
       top.axisX(x, { label: name, y: top.bottom + 6 });
       const flag = v => upright("mq-green mq-dashed", x(v), top.top, top.bottom);
       const far = best && Math.abs(x(best.high) - x(high)) > 4, roomy = best && x(best.high) < right - 64;
@@ -263,26 +299,78 @@ export default {
       // The curves of rounding and clipping are named where they part from the floor and from the total.
       const rise = curve.find(g => rel(g.rounding) > y.domain[0] + 0.14 * (y.domain[1] - y.domain[0])) ?? curve.at(-1);
       const dive = curve.find(g => g.share >= best.share / 2.2 && g.clipping < 0.999 * g.mse) ?? curve[20];
-      const spot = [x(best.share), Math.min(y(rel(best.mse)), below.bottom)], mm = curve.find(g => g.share >= 1) ?? curve.at(-1);
-      below.layer("curves").replaceChildren(...(!shown ? [] : [
-        line("rounding", "mq-blue"), line("clipping", "mq-red mq-dashed"), line("mse", "mq-ink mq-thick"),
-        tag(Math.max(x(rise.share) - 8, below.left + 58), y(rel(rise.rounding)) - 6, "mq-blue", "rounding", "end"),
-        tag(Math.max(x(dive.share) - 10, below.left + 52), Math.min(y(rel(dive.clipping)) + 18, below.bottom - 8),
-          "mq-red", "clipping", "end"),
-        tag(below.left + 8, y(rel(curve[0].mse)) - 9, "mq-strong", "total"),
-        upright("mq-soft mq-thin", x(1), below.top - 4, below.bottom),
-        tag(x(1), below.top - 9, "mq-soft", "min–max", "middle"),
-        upright("mq-green mq-dashed", spot[0], below.top - 4, below.bottom),
-        tag(Math.min(spot[0], x(1) - 62), below.top - 9, "mq-green mq-strong", "MSE optimum", spot[0] > x(1) - 110 ? "end" : "middle"),
-        svg("circle", { class: "mq-area mq-green", cx: spot[0], cy: spot[1], r: 5 }),
-      ]));
-      below.layer("tried").replaceChildren(...(shown ? [] : trail.map(t =>
-        svg("circle", { class: "mq-area mq-soft", opacity: 0.55, cx: x(t.share), cy: y(rel(t.mse)), r: 2.5, ...clip }))));
+      const spot = [x(best.share), Math.min(y(rel(best.mse)), below.bottom)],
+        mm = curve.find(g => g.share >= 1) ?? curve.at(-1);
+      below
+        .layer("curves")
+        .replaceChildren(
+          ...(!shown
+            ? []
+            : [
+                line("rounding", "mq-blue"),
+                line("clipping", "mq-red mq-dashed"),
+                line("mse", "mq-ink mq-thick"),
+                tag(
+                  Math.max(x(rise.share) - 8, below.left + 58),
+                  y(rel(rise.rounding)) - 6,
+                  "mq-blue",
+                  "rounding",
+                  "end",
+                ),
+                tag(
+                  Math.max(x(dive.share) - 10, below.left + 52),
+                  Math.min(y(rel(dive.clipping)) + 18, below.bottom - 8),
+                  "mq-red",
+                  "clipping",
+                  "end",
+                ),
+                tag(below.left + 8, y(rel(curve[0].mse)) - 9, "mq-strong", "total"),
+                upright("mq-soft mq-thin", x(1), below.top - 4, below.bottom),
+                tag(x(1), below.top - 9, "mq-soft", "min–max", "middle"),
+                upright("mq-green mq-dashed", spot[0], below.top - 4, below.bottom),
+                tag(
+                  Math.min(spot[0], x(1) - 62),
+                  below.top - 9,
+                  "mq-green mq-strong",
+                  "MSE optimum",
+                  spot[0] > x(1) - 110 ? "end" : "middle",
+                ),
+                svg("circle", { class: "mq-area mq-green", cx: spot[0], cy: spot[1], r: 5 }),
+              ]),
+        );
+      below
+        .layer("tried")
+        .replaceChildren(
+          ...(shown
+            ? []
+            : trail.map(t =>
+                svg("circle", {
+                  class: "mq-area mq-soft",
+                  opacity: 0.55,
+                  cx: x(t.share),
+                  cy: y(rel(t.mse)),
+                  r: 2.5,
+                  ...clip,
+                }),
+              )),
+        );
       const mine = guess && [x(guess.share), y(rel(guess.mse))];
-      below.layer("guess").replaceChildren(...(mine && shown ? [
-        stroke("mq-purple mq-thick", `M${mine[0] - 6} ${mine[1]}l6 -6l6 6l-6 6Z`),
-        tag(clamp(mine[0], below.left + 32, below.right - 32), mine[1] - 13, "mq-purple mq-strong", "your range", "middle"),
-      ] : []));
+      below
+        .layer("guess")
+        .replaceChildren(
+          ...(mine && shown
+            ? [
+                stroke("mq-purple mq-thick", `M${mine[0] - 6} ${mine[1]}l6 -6l6 6l-6 6Z`),
+                tag(
+                  clamp(mine[0], below.left + 32, below.right - 32),
+                  mine[1] - 13,
+                  "mq-purple mq-strong",
+                  "your range",
+                  "middle",
+                ),
+              ]
+            : []),
+        );
       const here = clamp(q.share, least, WIDEST), hy = clamp(y(rel(q.mse)), below.top, below.bottom);
       below.layer("here").replaceChildren(upright("mq-ink mq-thin", x(here), below.top, below.bottom));
       width.place({
@@ -295,31 +383,54 @@ export default {
       stock();
       const round = `${w.get("bits")} ${w.get("symmetric")}`;
       if (round !== game) { game = round; forget(); }
-      const q = state(), [low, high] = ends(), found = curveOf(q.b, q.symmetric), { best } = found, shown = w.get("reveal");
+      const q = state(),
+        [low, high] = ends(),
+        found = curveOf(q.b, q.symmetric),
+        { best } = found,
+        shown = w.get("reveal");
       if (!shown && trail.at(-1)?.share !== q.share) trail = [...trail.slice(-300), { share: q.share, mse: q.mse }];
       show.label(shown ? "Hide the optimum" : "Show the optimum");
       optimum.limit({ disabled: !shown });
       drawData(q, [low, high], shown && best);
       drawCurves(q, found, shown);
       const level = Number.isFinite(q.sqnr) ? `${fmt(q.sqnr)} dB` : fmt(q.sqnr);
-      out.set({ rounding: q.rounding, clipping: q.clipping, mse: q.mse, sqnr: level, clipped: percent(q.clipped), scale: q.s });
+      out.set({
+        rounding: q.rounding,
+        clipping: q.clipping,
+        mse: q.mse,
+        sqnr: level,
+        clipped: percent(q.clipped),
+        scale: q.s,
+      });
 
       const lost = mse => relative(mse) - relative(best.mse);
       const short = mse => (lost(mse) < 0.05 ? "the best there is"
         : best.mse ? `${fmt(lost(mse), 2)} dB short of the best` : "short of the best, which is exact");
       const span = (a, b) => (q.signed ? `±${fmt(b)}` : `${fmt(a)} to ${fmt(b)}`);
       const share = q.mse ? q.clipping / q.mse : 0;
-      const cause = share > 0.9 ? "nearly all of the error is clipping" : share < 0.1 ? "nearly all of the error is rounding"
-        : `${percent(share)} of the error is clipping, the rest rounding`;
-      const now = `Range ${span(low, high)}: SQNR ${level}, ${q.clipped ? percent(q.clipped) : "none"} of the values clipped`;
-      const moved = guess && (guess.ends[0] !== low || guess.ends[1] !== high), goal = `the best is ${span(best.low, best.high)}`;
-      const text = !shown ? `${now}. Find the range with the highest SQNR, then compare.`
-        : guess ? `Your range ${span(...guess.ends)} was ${short(guess.mse)}; ${goal}. ${moved ? `${now}; ${cause}.` : `There ${cause}.`}`
+      const cause =
+        share > 0.9
+          ? "nearly all of the error is clipping"
+          : share < 0.1
+            ? "nearly all of the error is rounding"
+            : `${percent(share)} of the error is clipping, the rest rounding`;
+      const now = `Range ${span(low, high)}: SQNR ${level}, ${q.clipped ? percent(q.clipped) : "none"} of the values ` +
+        `clipped`;
+      const moved = guess && (guess.ends[0] !== low || guess.ends[1] !== high),
+        goal = `the best is ${span(best.low, best.high)}`;
+      const text = !shown
+        ? `${now}. Find the range with the highest SQNR, then compare.`
+        : guess
+          ? `Your range ${span(...guess.ends)} was ${short(guess.mse)}; ${goal}. ` +
+            `${moved ? `${now}; ${cause}.` : `There ${cause}.`}`
           : `${now}; ${cause}. That is ${short(q.mse)}; ${goal}.`;
       top.describe(`Histogram with the range and its grid. ${now}.`);
-      below.describe(shown
-        ? `Rounding, clipping and total error against the width of the range; least in total at ${percent(best.share)} of it. ${text}`
-        : `The total error of the ranges tried so far; the curves are hidden. ${text}`);
+      below.describe(
+        shown
+          ? `Rounding, clipping and total error against the width of the range; ` +
+            `least in total at ${percent(best.share)} of it. ${text}`
+          : `The total error of the ranges tried so far; the curves are hidden. ${text}`,
+      );
       caption.set(text);
     });
   },

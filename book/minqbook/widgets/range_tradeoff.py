@@ -8,7 +8,7 @@ import numpy as np
 import traitlets
 
 from minq.affine import fake_quantize, scale_zero_point
-from minqbook.widgets.base import Widget, pack, within
+from minqbook.widgets.base import Widget, limited, pack
 
 MOST = 20_000  # values: 80 KB in the page, and one look at all of them fits into a frame
 WIDEST = 1.25  # the range may end this far beyond the data
@@ -43,6 +43,7 @@ class RangeTradeoff(Widget):
     reveal = traitlets.Bool(True).tag(sync=True)
     name = traitlets.Unicode("x").tag(sync=True)
     shown = ("bits", "low", "high", "symmetric")
+    _limits = limited(bits=(2, 8))
 
     def __init__(
         self,
@@ -98,10 +99,6 @@ class RangeTradeoff(Widget):
         """The data after quantization with the range that the picture shows now, in float64."""
         values = self.values.astype(np.float64)
         return fake_quantize(values, *self.grid, self.bits, signed=self.signed)
-
-    @traitlets.validate("bits")
-    def _check_bits(self, proposal: Any) -> int:
-        return within(proposal, 2, 8)
 
     @traitlets.validate("low", "high")
     def _check_end(self, proposal: Any) -> float:
