@@ -4,6 +4,7 @@
 # make student the notebooks without solutions, and a course for nbgrader
 # make outputs every notebook run, its text outputs stored in it
 # make tables  the results that the book reads, measured again (hours; goes on where it was stopped)
+# make address URL=https://github.com/<you>/minq   after a fork: your address in every file
 #
 # Only Python 3.10 or newer is needed; the environment is made in .venv and kept until requirements change.
 # PYTHON=python3.12 picks another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch
@@ -28,7 +29,7 @@ export MALLOC_MMAP_THRESHOLD_ = 1000000000
 # many containers, each of a hundred processes would compile torch again: 15 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book serve live student slides pdf outputs tables bench chromium clean
+.PHONY: address book serve live student slides pdf outputs tables bench chromium clean
 .PHONY: test notebooks-lint unit-book lint unit notebooks another-machine browser
 
 book: $(READY)
@@ -51,6 +52,10 @@ pdf: book chromium
 
 outputs: $(READY)
 	$(PY) book/_tools/store_outputs.py $(NOTEBOOKS)
+
+# After a fork: the address of pyproject.toml in every file that names it.
+address:
+	$(PYTHON) book/_tools/address.py $(URL)
 
 tables: $(READY)
 	$(PY) -m minqbook.tables
