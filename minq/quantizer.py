@@ -10,7 +10,8 @@ The grid, the range and the stage are part of ``state_dict``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ class Quantizer(nn.Module):
 
     def freeze(self) -> Quantizer:
         """Quantize from now on, with the grid found so far."""
-        self._require_range()
+        self.require_range()
         return self._enter("frozen")
 
     def learn(self, *, logarithmic: bool = False, normalize: bool = False) -> Quantizer:
@@ -111,7 +112,7 @@ class Quantizer(nn.Module):
         Whoever freezes and learns again finds the same parameters, so that an optimizer that holds
         them goes on; ``forget_training`` drops ``log2_scale``.
         """
-        self._require_range()
+        self.require_range()
         self._settle()
         if not (logarithmic or self.power_of_two):
             self.log2_scale = None
@@ -121,6 +122,20 @@ class Quantizer(nn.Module):
             self.log2_scale.data = self.scale.detach().log2()
         self.normalize = normalize
         return self._enter("learn")
+
+    @contextmanager
+    def acting_as(self, stage: str) -> Iterator[None]:
+        """For a while as at another stage, with the grid in use; afterwards as before.
+
+        No parameter is made, dropped or written to: an optimizer goes on with those it holds.
+        """
+        before, scale = self._stage, self.scale.data
+        self.scale.data = self.scale_zero_point()[0].detach()
+        self._stage = stage
+        try:
+            yield
+        finally:
+            self._stage, self.scale.data = before, scale
 
     def forget_training(self) -> Quantizer:
         """Freeze, without what only training needs; an optimizer's ``log2_scale`` is lost."""
@@ -145,7 +160,8 @@ class Quantizer(nn.Module):
         if self._stage == "learn":
             self.scale.data = self._learned_scale().detach()
 
-    def _require_range(self) -> None:
+    def require_range(self) -> None:
+        """Raise RuntimeError where it has no range yet."""
         if self.batches == 0:
             raise RuntimeError(
                 "this quantizer has no range yet; call it on data while it observes, or set_range"
@@ -227,7 +243,7 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def quantize(self, x: Tensor) -> Tensor:
         """The integers themselves, int32, eq. (4)."""
-        self._require_range()
+        self.require_range()
         parts = operands(x, *self.scale_zero_point(), self.grid, self.granularity)
         return self.grid.quantize(*parts).to(torch.int32)
 

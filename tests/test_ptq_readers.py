@@ -167,4 +167,4 @@ def test_groups_of_channels_keep_their_own_ranges():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         q = minq.ptq(model, x, layers={"add*": {"groups": 4}}, **PLAIN)
-    assert any(v.axis is not None and v.low.numel() > 1 for v in quantizers(q).values())
+    assert any(v.granularity.axis is not None and v.low.numel() > 1 for v in quantizers(q).values())

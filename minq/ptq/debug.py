@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -225,25 +225,21 @@ def only(q: fx.GraphModule, names: Iterable[str]) -> Iterator[None]:
             f"{', '.join(list(every)[:5])}, ..."
         )
     for name in names:
-        every[name]._require_range()
+        every[name].require_range()
     rounded = [p for p, quantizer in rounded_parameters(q).items() if quantizer not in names]
     exact = {p: without_rounding(q, p) for p in rounded}
-    stages = [(x, x._stage) for x in every.values()]
-    # Stages are set, not entered, and tensors lent: no parameter is made, dropped or written to.
-    lent = [(x.scale, x.scale.data) for x in every.values()]
-    lent += [(v, v.data) for v in (graph.get(q, p) for p in rounded)]
-    try:
+    # Tensors are lent: no parameter is made, dropped or written to.
+    lent = [(v, v.data) for v in (graph.get(q, p) for p in rounded)]
+    with ExitStack() as stages:
         for name, x in every.items():
-            x.scale.data = x.scale_zero_point()[0].detach()
-            x._stage = "frozen" if name in names else "off"
-        for name, value in exact.items():
-            graph.get(q, name).data = value
-        yield
-    finally:
-        for x, stage in stages:
-            x._stage = stage
-        for parameter, value in lent:
-            parameter.data = value
+            stages.enter_context(x.acting_as("frozen" if name in names else "off"))
+        try:
+            for name, value in exact.items():
+                graph.get(q, name).data = value
+            yield
+        finally:
+            for parameter, value in lent:
+                parameter.data = value
 
 
 def _own_errors(q: fx.GraphModule, batch: list[Any]) -> dict[str, float]:
