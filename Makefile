@@ -7,9 +7,10 @@
 # make address URL=https://github.com/<you>/minq   after a fork: your address in every file
 #
 # Only Python 3.10 or newer is needed; the environment is made in .venv and kept until requirements change.
-# PYTHON=python3.12 picks another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch
-# from there first: the small build without CUDA.
+# PYTHON=python3.12 picks another interpreter. Linux without a GPU takes PyTorch's small build, without CUDA;
+# TORCH_INDEX=... names another index for it.
 
+export TORCH_INDEX
 PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= 2
@@ -109,7 +110,8 @@ $(READY): requirements.txt requirements-models.txt pyproject.toml book/pyproject
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
 		"Python 3.10 or newer is needed, this is " + sys.version + "; try: make PYTHON=python3.12")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(if $(TORCH_INDEX),$(PY) -m pip install --index-url $(TORCH_INDEX) torch torchvision)
+	@small="$$($(PY) book/_tools/torch_index.py)" && { test -z "$$small" || $(INSTALL) $$small || \
+		echo "PyTorch could not come from there; pip takes it from its own index."; }
 	$(INSTALL) -r requirements.txt
 	@touch $@
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import shutil
 from importlib.util import find_spec
@@ -147,6 +148,7 @@ def one_sheet(static: Path, names: tuple, words: set) -> str:
 
 def trim_fonts(static: Path, styles: str) -> None:
     """Of the fonts of icons, keep the glyphs that the style sheets name."""
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # else a page of steps for each font
     used = {int(code, 16) for code in re.findall(r"\\(f[0-9a-f]{3})\b", styles)}
     for path in (static / "vendor/fontawesome/webfonts").glob("*.ttf"):
         font = subset.load_font(path, subset.Options())

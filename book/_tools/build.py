@@ -20,6 +20,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
 CACHE = ROOT / "_build" / ".jupyter_cache"
+IPYTHON = ROOT / "_build" / ".ipython"
 STAMP = ROOT / "_build" / ".built"
 SKIPPED = ("__pycache__", ".ipynb_checkpoints")
 
@@ -47,6 +48,15 @@ def open_cache():
     return get_cache(CACHE)
 
 
+def quiet_kernels() -> None:
+    """Kernels say only what went wrong, not how they are connected."""
+    profile = IPYTHON / "profile_default"
+    profile.mkdir(parents=True, exist_ok=True)
+    settings = 'get_config().IPKernelApp.log_level = "ERROR"\n'
+    (profile / "ipython_kernel_config.py").write_text(settings, "utf-8")
+    os.environ["IPYTHONDIR"] = str(IPYTHON)
+
+
 def run_notebooks() -> None:
     """Run the notebooks side by side, into the cache that the pages are made from.
 
@@ -56,6 +66,7 @@ def run_notebooks() -> None:
     from jupyter_cache.executors import load_executor
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # with two each they take three times as long
+    quiet_kernels()
     cache = open_cache()
     for path in sorted((ROOT / "book").glob("*.ipynb")):
         cache.add_nb_to_project(path)
