@@ -10,6 +10,7 @@ of the other one behind the activation function.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -55,7 +56,7 @@ def helpful_shift(
         halves: gives (half, y, y_hat) anew, with half 0 or 1 and rows (places, channels).
         activation: the function behind the layer.
     """
-    sums: list[Tensor | float] = [0.0, 0.0]
+    sums: list[Any] = [0.0, 0.0]
     counts = [0, 0]
     for half, y, y_hat in halves():
         sums[half] = sums[half] + (y_hat - y).double().sum(0)

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -140,7 +140,7 @@ class BatchNorm(ABC):
 class Fold(BatchNorm):
     """Batch norms stay folded into the weights."""
 
-    reestimate: ClassVar[int] = 0  # there are none
+    reestimate: int = field(default=0, init=False, repr=False)  # there are none
 
     def restore(self, gm: fx.GraphModule) -> fx.GraphModule:
         return gm

@@ -22,7 +22,6 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
@@ -35,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from minq._work import Bar
 from minq.export import capture
 from minq.ptq.pipeline import ptq
-from minq.ptq.rounding import NAMES, AdaRound, as_rounding
+from minq.ptq.rounding import GPTQ, NAMES, AdaRound, Nearest
 from minq.qat.pipeline import qat, split_batch
 from minq.qat.run import Checkpoint, from_all, rank, together, world_size
 from minqbook.tables import data as layouts
@@ -357,12 +356,11 @@ class Network:
 
     def round(self, kept: Path, settings: dict[str, Any]) -> fx.GraphModule:
         o = self.options
-        rounding = as_rounding(o.rounding)
-        if rounding.needs_data:
-            rounding = replace(rounding, seed=o.seed)
-        if isinstance(rounding, AdaRound):
-            rounding = replace(rounding, sweeps=o.sweeps)
-        own = {"rounding": rounding, "checkpoint": kept}
+        roundings = {
+            "adaround": AdaRound(sweeps=o.sweeps, seed=o.seed), "gptq": GPTQ(seed=o.seed),
+            "nearest": Nearest(),
+        }  # fmt: skip
+        own = {"rounding": roundings[o.rounding], "checkpoint": kept}
         show = None if rank() == 0 else False
         q = ptq(self.gm, self.calibration, progress=show, **own | settings)
         if together():  # the last bits may differ from device to device
