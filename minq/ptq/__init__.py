@@ -5,9 +5,10 @@ The package can be called: ``minq.ptq(model, calibration, ...)`` is the whole pi
 """
 
 from minq._lazy import make_callable
+from minq.ptq.balance import Balance
 from minq.ptq.pipeline import Equalize, ptq
 from minq.ptq.rounding import GPTQ, AdaRound, Nearest
 
-__all__ = ["GPTQ", "AdaRound", "Equalize", "Nearest", "ptq"]
+__all__ = ["GPTQ", "AdaRound", "Balance", "Equalize", "Nearest", "ptq"]
 
 make_callable(__name__, ptq)

@@ -46,6 +46,7 @@ def adaround(
     *,
     bias: Tensor | None = None,
     activation: Activation | None = None,
+    shrinkage: float = 0.0,
     sweeps: int = 20,
     progress: Callable[[int, float], None] | None = None,
 ) -> Tensor:
@@ -54,6 +55,12 @@ def adaround(
     ``sweeps`` times over all h, mu grows from 0, plain least squares, to 1, plain rounding. An
     activation function that works element by element, with slopes up to 1, only enters r:
     r = x^T (f_a(y_hat) - f_a(y)) / (rows s), taken anew every few sweeps. No random numbers.
+
+    Few rows say little about which inputs go together: with fewer of them than weights, any output
+    can be met on these rows, and is missed on others. ``shrinkage`` draws G towards its diagonal,
+    where rounding to nearest is best, so that the objective is
+
+        (1 - shrinkage) * mean (f_a(y_hat) - f_a(y))^2 + shrinkage * sum G_jj (w~_j - w_j)^2
 
     Args:
         weight: (outputs, ...), seen as (groups, outputs / groups, K).
@@ -64,6 +71,7 @@ def adaround(
         grid: the integers of the weight.
         bias: (outputs,).
         activation: f_a, which follows the layer.
+        shrinkage: from 0 to 1; ``minq.ptq.heldout`` finds out how much is right.
         sweeps: how often each h is moved.
         progress: gets the sweep and the share of h that is not yet 0 or 1.
 
@@ -73,23 +81,31 @@ def adaround(
         than with rounding to nearest.
 
     Raises:
-        TypeError, ValueError: operands that are not finite floats, or do not fit each other.
+        TypeError, ValueError: operands that are not finite floats, or do not fit each other;
+            shrinkage outside of [0, 1].
 
     >>> w, x = torch.tensor([[0.4, 0.4]]), torch.ones(1, 2)  # used together, to be rounded apart
     >>> adaround(w, x, x @ w.T, torch.tensor(1.0)).sum()
     tensor(1.)
     """
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"shrinkage must be from 0 to 1, not {shrinkage}")
     task = RoundingTask(weight, x, y, scale, zero_point, grid, bias, activation)
     x, rows = task.x, task.x.shape[1]
     # By columns from here on: (groups, K, outputs).
     h, top = (t.transpose(1, 2).contiguous() for t in (task.fraction, task.free.to(x)))
     gram = x.transpose(1, 2) @ x / rows  # eq. (33): (groups, K, K)
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    gram = gram.lerp(torch.diag_embed(diagonal), shrinkage) if shrinkage else gram
     step = BlockSweep(gram, top)
     for k in range(check_count(sweeps, "sweeps")):
         if k == 0 or (activation is not None and k % _REFRESH == 0):
             rounded = task.s * (task.base + h.transpose(1, 2))
             r = x.transpose(1, 2) @ (task.output(rounded) - task.target)
             r /= rows * task.s.transpose(1, 2)
+            if shrinkage:
+                moved = (task.base - task.u).transpose(1, 2) + h
+                r.lerp_(diagonal[..., None] * moved, shrinkage)
         step(h, r, mu=min(k / (0.9 * (sweeps - 1) or 1), 1 - 1e-6))
         if progress is not None:
             progress(k, float(((h > 0) & (h < 1)).to(x).mean()))

@@ -230,16 +230,32 @@ def equalize_graph(
         weight, _ = equalize.scale_outputs(graph.weight_of(gm, node), None, 1 / r.outputs)
         graph.set_weight(gm, node, equalize.scale_inputs(weight, r.inputs, graph.groups_of(node)))
     for c, s in zip(sets, total, strict=True):
-        for node in c.writers:
-            if (bias := graph.bias_of(gm, node)) is not None:
-                graph.set_bias(gm, node, bias / s)
-            if "moments" in node.meta:
-                mean, variance = node.meta["moments"]
-                node.meta["moments"] = mean / s, variance / s**2
-        for node in c.between:
-            if (bounds := scaled_bounds(node)) is not None:
-                graph.set_clip_bounds(node, bounds[0] / s, bounds[1] / s)
+        _scale_between(gm, c, s)
     return graph.tidy(gm)
+
+
+def scale_channels(gm: fx.GraphModule, c: Channels, s: Tensor) -> None:
+    """Divide what the writers write by s, and multiply what the readers read, eq. (22), (23)."""
+    for node in c.writers:
+        weight, _ = equalize.scale_outputs(graph.weight_of(gm, node), None, s)
+        graph.set_weight(gm, node, weight)
+    for node in c.readers:
+        weight = equalize.scale_inputs(graph.weight_of(gm, node), s, graph.groups_of(node))
+        graph.set_weight(gm, node, weight)
+    _scale_between(gm, c, s)
+
+
+def _scale_between(gm: fx.GraphModule, c: Channels, s: Tensor) -> None:
+    """Biases, moments and clips of channels that are divided by s."""
+    for node in c.writers:
+        if (bias := graph.bias_of(gm, node)) is not None:
+            graph.set_bias(gm, node, bias / s)
+        if "moments" in node.meta:
+            mean, variance = node.meta["moments"]
+            node.meta["moments"] = mean / s, variance / s**2
+    for node in c.between:
+        if (bounds := scaled_bounds(node)) is not None:
+            graph.set_clip_bounds(node, bounds[0] / s, bounds[1] / s)
 
 
 def _within(s: Tensor, total: Tensor, max_scale: float | None) -> Tensor:

@@ -30,7 +30,7 @@ class Store:
         rounding: Rounding,
     ) -> None:
         self.path = None if path is None else Path(path)
-        self.layers: dict[str, Tensor] = {}
+        self.layers: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         if self.path is None:
             return
         self.settings = {
@@ -48,10 +48,11 @@ class Store:
                 )
             self.layers = state["layers"]
 
-    def get(self, name: str) -> Tensor | None:
+    def get(self, name: str) -> tuple[Tensor, Tensor, Tensor] | None:
+        """A weight on its grid, and the ends of its range."""
         return self.layers.get(name)
 
-    def put(self, name: str, value: Tensor) -> None:
+    def put(self, name: str, value: tuple[Tensor, Tensor, Tensor]) -> None:
         self.layers[name] = value
         if self.path is not None:
             state = {"settings": self.settings, "layers": self.layers}

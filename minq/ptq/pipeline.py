@@ -28,6 +28,7 @@ from minq.batches import as_batches, batches_of
 from minq.export import capture, outside
 from minq.fold import fold
 from minq.ptq import channels, readers
+from minq.ptq.balance import Balance
 from minq.ptq.before import set_rounded_weight
 from minq.ptq.checkpoint import Store
 from minq.ptq.correction import correct_bias
@@ -69,7 +70,7 @@ def ptq(
     *,
     scheme: Scheme | None = None,
     rounding: str | Rounding | None = None,
-    equalize: bool | Equalize = True,
+    equalize: bool | Equalize | Balance = True,
     example: Any = None,
     input_range: tuple[float, float] | None = None,
     checkpoint: str | Path | None = None,
@@ -89,7 +90,8 @@ def ptq(
             ``activations=8``, ``per_channel=True``, ``layers={"head": {"weights": 8}}``, ...
         rounding: ``AdaRound()``, the default with data; ``GPTQ()``; or ``Nearest()``, the default
             without. Or a short form of these, see ``minq.ptq.rounding``.
-        equalize: whether to equalize layers first, or how.
+        equalize: whether to equalize layers first, or how: ``Equalize()``, the default, for even
+            ranges, or ``Balance()`` for the least noise behind all layers, judged on the data.
         example, input_range: without data, something to call the model with once, and the range of
             its inputs, by default the example's.
         checkpoint: a file that keeps the rounded layers, so that a stopped run goes on from there.
@@ -113,8 +115,10 @@ def ptq(
     if calibration is None and rounding.needs_data:
         raise ValueError(f"{rounding} needs calibration data; without data pass Nearest()")
     equalize = Equalize() if equalize is True else equalize
-    if not isinstance(equalize, bool | Equalize):
-        raise TypeError(f"equalize must be True, False or an Equalize(), not {equalize!r}")
+    if not isinstance(equalize, bool | Equalize | Balance):
+        raise TypeError(
+            f"equalize must be True, False, an Equalize() or a Balance(), not {equalize!r}"
+        )
     if isinstance(model, nn.Module) and any(isinstance(m, Quantizer) for m in model.modules()):
         raise ValueError(
             "the network is quantized already: it has quantizers; give the full-precision model it "
@@ -126,6 +130,8 @@ def ptq(
     fold(gm)
     if isinstance(equalize, Equalize):
         equalize.apply(gm)
+    elif isinstance(equalize, Balance):
+        equalize.apply(gm, batches, scheme)
     rounding.prepare(gm)
     insert_quantizers(gm, scheme)
     set_weight_ranges(gm)
@@ -190,9 +196,13 @@ def calibrate(
             elif graph.is_layer(node) and is_weight(graph.weight_node(node)):
                 name = graph.parameter_of(graph.weight_node(node)).target
                 if rounding.rounds(node):
-                    if (rounded := store.get(name)) is None:
+                    quantizer = gm.get_submodule(graph.weight_node(node).target)
+                    if (kept := store.get(name)) is None:
                         rounded = rounding.round(gm, node, walk)
-                        store.put(name, rounded)
+                        kept = rounded, quantizer.low.clone(), quantizer.high.clone()
+                        store.put(name, kept)
+                    rounded, *ends = kept
+                    quantizer.set_range(*ends)
                     set_rounded_weight(gm, node, rounded)
                 if rounding.correct_bias:
                     correct_bias(gm, node, walk)

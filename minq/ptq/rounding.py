@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
 
 from minq import graph
 from minq._checks import check_count
+from minq.ptq import heldout
 from minq.ptq.adaround import adaround
 from minq.ptq.gptq import gptq
 from minq.ptq.walk import Walk, activation_of, sample_rows
@@ -44,7 +45,7 @@ class Rounding(ABC):
 
     @abstractmethod
     def round(self, gm: fx.GraphModule, node: fx.Node, walk: Walk) -> Tensor:
-        """The layer's weight on its grid."""
+        """The layer's weight on its grid, whose quantizer may get another range."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,18 @@ class AdaRound(_OnRows):
         rows: of data, for each layer.
         seed: which rows.
         correct_bias: see ``Nearest``; there is little left to correct.
+        held_out: let half of the rows judge how the other half is used, see ``minq.ptq.heldout``:
+            for few bits and few samples. Takes a few times as long.
 
     Raises:
         TypeError, ValueError: ``sweeps`` or ``rows`` is not a positive whole number.
 
     >>> AdaRound(sweeps=5)
-    AdaRound(rows=4096, seed=0, correct_bias=False, sweeps=5)
+    AdaRound(rows=4096, seed=0, correct_bias=False, sweeps=5, held_out=False)
     """
 
     sweeps: int = 20
+    held_out: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,17 +142,19 @@ class AdaRound(_OnRows):
                 'pass rounding="gptq" or "nearest"'
             )
         scale, zero_point = (v.detach() for v in quantizer.scale_zero_point())
-        return adaround(
-            graph.weight_of(gm, node),
-            x,
-            y,
-            scale,
-            zero_point,
-            quantizer.grid,
-            bias=graph.bias_of(gm, node),
-            activation=activation_of(gm, node, x.shape[0]),
-            sweeps=self.sweeps,
-        )
+        weight = graph.weight_of(gm, node)
+        task: dict[str, Any] = {
+            "bias": graph.bias_of(gm, node),
+            "activation": activation_of(gm, node, x.shape[0]),
+        }
+        if self.held_out:
+            factor, task["shrinkage"] = heldout.choose(
+                weight, x, y, scale, zero_point, quantizer.grid, **task
+            )
+            quantizer.set_range(quantizer.low * factor, quantizer.high * factor)
+            scale = quantizer.scale.detach()
+        grid = quantizer.grid
+        return adaround(weight, x, y, scale, zero_point, grid, sweeps=self.sweeps, **task)
 
 
 @dataclass(frozen=True, kw_only=True)

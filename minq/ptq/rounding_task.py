@@ -30,7 +30,7 @@ class RoundingTask:
 
     x: (groups, rows, K). target: f_a(y), (groups, rows, outputs). bias: (groups, 1, outputs).
     s: (groups, outputs, 1).
-    base: floor(W / s) on the grid, without the zero-point. fraction: W / s - floor(W / s), the h of
+    u: W / s. base: floor(u) on the grid, without the zero-point. fraction: u - floor(u), the h of
         the weight itself. free: whether h may be 1; elsewhere the grid has ended.
     nearest: the weight rounded to nearest.
     """
@@ -53,7 +53,7 @@ class RoundingTask:
         w, self.x, y, self.bias = by_groups(flat, x, y, bias)
         self.target = self.f(y)
         self.s, z = (t.expand(len(flat), 1).reshape(*w.shape[:2], 1) for t in (s, z))
-        u = w / self.s
+        self.u = u = w / self.s
         below = u.floor() + z  # the level below each weight, on the grid or not
         self.free = (below >= grid.quant_min) & (below < grid.quant_max)
         self.base = grid.clamp(below) - z
