@@ -19,7 +19,7 @@ INSTALL ?= $(PY) -m pip install --disable-pip-version-check --no-compile
 PY      = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
 READY   = $(VENV)/.ready
 PYTEST  = $(PY) -m pytest
-CHROME  = $(PY) tests/browser/chrome.py
+CHROME  = $(PY) book/_tools/chrome.py
 
 # Test processes run side by side, so each computes with one thread.
 export OMP_NUM_THREADS = 1

@@ -3,7 +3,6 @@
 A plugin, because they run anyway: to run them again for this took a minute.
 """
 
-import importlib.util
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
@@ -11,13 +10,11 @@ from functools import cache
 from pathlib import Path
 from types import CodeType
 
+import equations
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = str(ROOT / "minq")
-spec = importlib.util.spec_from_file_location("equations", ROOT / "book/_ext/equations.py")
-equations = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(equations)
 
 code, formulas, table = (cache(f) for f in (equations.code, equations.formulas, equations.table))
 

@@ -1,20 +1,17 @@
 """What every notebook must look like in the repository (nbval runs them: `make notebooks`)."""
 
 import copy
-import importlib.util
 import textwrap
 from pathlib import Path
 
 import nbformat
 import pytest
+import store_outputs as tool
 import yaml
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
 
-spec = importlib.util.spec_from_file_location("store_outputs", BOOK / "_tools/store_outputs.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

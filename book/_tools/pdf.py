@@ -11,12 +11,12 @@ import io
 import os
 import sys
 from html import escape
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import yaml
 from bs4 import BeautifulSoup
+from chrome import ADVICE, find_browser
 from playwright.sync_api import Browser, sync_playwright
 from pypdf import PdfReader, PdfWriter
 from pypdf.generic import ArrayObject, NameObject
@@ -55,14 +55,6 @@ h2 {{ break-before: page; }} h3 {{ margin: 1.2em 0 0.2em; }}
 p {{ display: flex; margin: 0; break-inside: avoid; }}
 a {{ flex: 1; color: inherit; text-decoration: none; }}
 </style><h1>{title}</h1><p>{author}, {year}</p><h2>Contents</h2>{contents}</html>"""
-
-
-def chrome():
-    """The finder of the tests: the module tests/browser/chrome.py."""
-    spec = spec_from_file_location("chrome", ROOT / "tests" / "browser" / "chrome.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def parts(toc: Path) -> list[tuple[str | None, list[str]]]:
@@ -151,10 +143,9 @@ def link_inside(writer: PdfWriter, starts: dict[str, int]) -> int:
 
 def bind(html: Path, toc: Path, out: Path) -> dict[str, int]:
     """Print all pages of the table of contents into one file; answer where each begins."""
-    finder = chrome()
-    executable = finder.find_browser()
+    executable = find_browser()
     if executable is None:
-        raise FileNotFoundError(f"`make pdf` prints with a browser, but {finder.ADVICE}.")
+        raise FileNotFoundError(f"`make pdf` prints with a browser, but {ADVICE}.")
     config = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
     sections = parts(toc)
     names = [name for _, pages in sections for name in pages]

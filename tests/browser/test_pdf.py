@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from unicodedata import normalize
 
+import pdf
 import pytest
-from bookpage import ROOT
 from pypdf import PdfReader
 
 PAGE = """<!DOCTYPE html><html lang="en"><title>t</title><body><header class="bd-header">Chrome
 </header><article class="bd-article"><h1>{title}<a class="headerlink">#</a></h1>
 <p>{text} <a href="{link}">across</a></p><div style="height: {height}mm"></div><p>End of it.</p>
 </article></body></html>"""
-
-
-@pytest.fixture(scope="module")
-def pdf():
-    spec = importlib.util.spec_from_file_location("pdf", ROOT / "book" / "_tools" / "pdf.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -37,8 +28,8 @@ def small_book(tmp_path) -> tuple[Path, Path]:
     return tmp_path, tmp_path / "_toc.yml"
 
 
-def test_two_pages_become_a_book(pdf, browser, small_book, tmp_path, monkeypatch):
-    monkeypatch.setattr(pdf, "sync_playwright", lambda: Running(browser))
+def test_two_pages_become_a_book(browser, small_book, tmp_path, monkeypatch):
+    monkeypatch.setattr("sync_playwright", lambda: Running(browser))
     starts = pdf.bind(*small_book, tmp_path / "book.pdf")
     book = PdfReader(tmp_path / "book.pdf")
     texts = [normalize("NFKC", page.extract_text()) for page in book.pages]
@@ -59,7 +50,7 @@ def test_two_pages_become_a_book(pdf, browser, small_book, tmp_path, monkeypatch
     assert away["/A"]["/URI"] == "https://x.test/one.html", "a link away stays as it was"
 
 
-def test_without_a_browser_it_says_what_to_install(pdf, small_book, tmp_path, monkeypatch):
+def test_without_a_browser_it_says_what_to_install(small_book, tmp_path, monkeypatch):
     monkeypatch.setenv("MINQ_BROWSER", "no-such-browser")
     with pytest.raises(FileNotFoundError, match="Install one"):
         pdf.bind(*small_book, tmp_path / "book.pdf")

@@ -1,4 +1,4 @@
-"""Find an installed Chrome, Chromium or Edge; `python tests/browser/chrome.py` prints which."""
+"""Find an installed Chrome, Chromium or Edge; `python book/_tools/chrome.py` prints which."""
 
 from __future__ import annotations
 
