@@ -47,7 +47,7 @@ def test_bundle_is_one_module_without_imports(name, tmp_path):
     assert not re.search(r"^\s*import\b", source, re.MULTILINE)
     assert re.findall(r"^export .*", source, re.MULTILINE) == ["export default {"]
     texts = [bundle.read(module) for module in bundle.modules(name)]
-    declared = bundle._TOP_LEVEL.findall("".join(texts))
+    declared = bundle.TOP_LEVEL.findall("".join(texts))
     assert len(declared) == len(set(declared))
     # Only those names may be used that are declared in the bundle: none is lost with its import.
     for text in texts:

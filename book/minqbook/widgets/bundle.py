@@ -15,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 _IMPORT = re.compile(r'^import\s*\{[^}]*\}\s*from\s*"(\.[\w./]+)";[ \t]*\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?function|const|let|class)", re.MULTILINE)
-_TOP_LEVEL = re.compile(
+TOP_LEVEL = re.compile(
     r"^(?:export )?(?:async )?(?:function\*?|const|let|class) +(\w+)", re.MULTILINE
 )
 # What a browser does not read: indents, lines of comment, and empty lines.
@@ -55,7 +55,7 @@ def bundle(name: str) -> str:
     parts = []
     for module in modules(name):
         source = read(module)
-        for declared in _TOP_LEVEL.findall(source):
+        for declared in TOP_LEVEL.findall(source):
             if owner.setdefault(declared, module) != module:
                 raise ValueError(
                     f"{module} and {owner[declared]} both declare {declared}; rename one of them"
