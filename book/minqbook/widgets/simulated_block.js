@@ -554,10 +554,10 @@ export default {
             : ""
           : ` Measured: ${m.label} ${show(m, now)}.`;
       caption.set(`${sum}${told}${moved}${merged}`);
-      const boxes = S.parts.map(k => label(k, on)).join(", ");
+      const named = S.parts.map(k => label(k, on)).join(", ");
       const quantizers = Object.keys(S.q).filter(k => S.q[k]).map(k => TENSOR[k]).join(", ");
       p.describe(
-        `Residual block: ${boxes}; the input also goes to the add. Quantizers: ${quantizers || "none"}. ${sum}`,
+        `Residual block: ${named}; the input also goes to the add. Quantizers: ${quantizers || "none"}. ${sum}`,
       );
     });
   },
