@@ -10,6 +10,7 @@ from networks import Keywords, captured, noise
 from torch import nn
 
 import minq
+from minq import graph
 from minq.deploy.cost import layer_costs
 from minq.ptq import AdaRound, Equalize, Nearest
 from minq.ptq.debug import EXACT, GOOD, Report, debug, only

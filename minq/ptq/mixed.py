@@ -22,7 +22,6 @@ from torch import nn
 
 from minq import graph
 from minq.affine import sqnr
-from minq.batches import as_batches, batches_of, flat
 from minq.export import capture
 from minq.ptq.debug import call, only
 from minq.ptq.pipeline import Equalize, ptq

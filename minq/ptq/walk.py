@@ -89,8 +89,8 @@ class Walk:
             walk.quantized[node.args[0]]  # the same in the quantized network; this node's not yet
 
     gm: a graph with quantizers; they act in the quantized run only. batches: from
-        ``minq.batches.batches_of``. exact_parameters: parameters by name that the exact run uses
-        in place of those in ``gm``.
+        ``minq.graph.batches.batches_of``. exact_parameters: parameters by name that the exact run
+        uses in place of those in ``gm``.
 
     A value is dropped after its last reader. Where nothing in front of an operator is quantized,
     the two runs share one tensor. Values of more than ``kept`` bytes on all data are not stored but
