@@ -22,12 +22,11 @@ from typing import Any
 from torch import fx
 
 from minq import graph, masks
+from minq.export.recurrent import SEQUENCES, STEPS
 from minq.granularity import Granularity
+from minq.graph import place
 from minq.quantizer import Quantizer
-from minq.recurrent import SEQUENCES, STEPS
 from minq.scheme import Scheme
-
-_COMPUTING = graph.LAYERS | graph.PRODUCTS | graph.FUSED | graph.OTHERS | graph.JOINS
 
 
 def insert_quantizers(
@@ -53,7 +52,7 @@ def insert_quantizers(
             if node not in plan.found.masks | plan.found.partly:
                 _after(node, plan.activation(node), plan)
         elif plan.computes(node) and not plan.skips(node):
-            if graph.op(node) in graph.LAYERS | graph.PRODUCTS:
+            if graph.traits(node).multiplies:
                 _quantize_weights(node, plan)
             _quantize_inputs(node, plan)
             if graph.is_float(node) and not _stays(node, plan):
@@ -96,17 +95,6 @@ def is_weight(node: fx.Node) -> bool:
     return any(graph.traits(user).multiplies for user in node.users)
 
 
-def place(node: fx.Node) -> str:
-    """Where in the model the node comes from: "layer1.0", or "layer1.0.add" in a larger module."""
-    if node.op == "placeholder":
-        return str(node.target)
-    if graph.is_layer(node):
-        return graph.layer_name(node)
-    path, kind = graph.module_of(node)
-    alone = "torch.nn.modules" in kind and not kind.endswith(("MultiheadAttention", "Sequential"))
-    return path if alone and path else f"{path}.{graph.op(node)}".lstrip(".")
-
-
 # --- Which quantizer, and where -------------------------------------------------------------------
 
 
@@ -139,11 +127,11 @@ class _Plan:
         """Whether the operator computes with data, by a rule; if there is none, it is noted."""
         if node.op != "call_function" or node not in self.data:
             return False
-        kind = graph.op(node)
-        if kind in _COMPUTING or graph.fills_up(node):
+        of = graph.traits(node)
+        if of.computes or graph.fills_up(node):
             return True
-        if kind not in graph.TRANSPARENT and kind != "rescale" and node not in self.found.hidden:
-            self.unsupported.setdefault(kind, []).append(place(node))
+        if not of.passes and node not in self.found.hidden:
+            self.unsupported.setdefault(graph.op(node), []).append(place(node))
         return False
 
     def skips(self, node: fx.Node) -> bool:
@@ -216,7 +204,7 @@ def _after(node: fx.Node, quantizer: Quantizer | None, plan: _Plan, name: str = 
 
 
 def _quantize_weights(node: fx.Node, plan: _Plan) -> None:
-    operands = node.args if graph.op(node) in graph.PRODUCTS else [graph.weight_node(node)]
+    operands = node.args if graph.traits(node).role == "product" else [graph.weight_node(node)]
     for weight in operands:
         if weight.op == "get_attr" and graph.is_float(weight):
             _after(weight, plan.weight(node, weight), plan)
@@ -226,10 +214,10 @@ def _warn_of_floats(plan: _Plan) -> None:
     """Name the layers whose weight or input is on no grid, though nobody asked for that."""
     weights, inputs = [], []
     for node in plan.gm.graph.nodes:
-        if graph.op(node) not in graph.LAYERS | graph.PRODUCTS or plan.skips(node):
+        if not graph.traits(node).multiplies or plan.skips(node):
             continue
         scheme = plan.of(node)
-        if graph.op(node) in graph.LAYERS and scheme.weights is not None:
+        if graph.traits(node).layer and scheme.weights is not None:
             if not is_quantizer(graph.weight_node(node)):
                 weights.append(place(node))
         if scheme.activations is not None and any(map(plan.found.hides, _operands(node))):

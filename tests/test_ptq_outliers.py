@@ -13,7 +13,7 @@ import minq
 from minq import ranges
 from minq.affine import fake_quantize, scale_zero_point, sqnr
 from minq.deploy.integer import simulation
-from minq.graph import layers, weight_of
+from minq.graph import layers, notes_of, weight_of
 from minq.ptq import Nearest, equalize
 from minq.ptq.smooth import smooth
 from minq.quantizer import Quantizer

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from minq import graph, qat
-from minq.batches import flat
+from minq.graph.batches import flatten_outputs
 from minq.ptq.pipeline import ptq
 from minq.ptq.rounding import Nearest
 from minq.qat import batchnorm
@@ -86,7 +86,7 @@ def test_restoring_changes_no_output(name, way):
         pytest.skip("refused, see below")
     gm = prepared(model, x, "fold")
     before = {k: q.quantize(_weight(gm, k)) for k, q in weight_quantizers(gm).items()}
-    expected = flat(gm(x))
+    expected = flatten_outputs(gm(x))
     as_batch_norm(way).restore(gm)
     kinds = {"dynamic": DynamicallyFoldedLayer, "keep": KeptBatchNorm}
     assert [type(m) for m in norms(gm)] == [kinds[way]] * COUNTS.get(name, 1)

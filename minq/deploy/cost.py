@@ -37,7 +37,7 @@ from torch.utils._pytree import tree_map_only
 
 from minq import graph
 from minq._checks import check_count
-from minq.batches import batches_of
+from minq.graph.batches import batches_of
 from minq.mac import MEMORY, LayerCost, MacArray, MatmulShape, access_energy, layer_cost
 from minq.quantizer import Quantizer
 from minq.simulate import is_quantizer, place

@@ -9,8 +9,7 @@ import torch
 from torch import fx
 
 from minq import graph
-from minq.graph import Network
-from minq.simulate import place
+from minq.graph import Network, place
 
 _DROPOUTS = frozenset("dropout feature_dropout alpha_dropout feature_alpha_dropout".split())
 

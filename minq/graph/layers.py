@@ -61,6 +61,17 @@ def layer_name(node: fx.Node) -> str:
     return parameter_of(weight_node(node)).target.rpartition(".")[0]
 
 
+def place(node: fx.Node) -> str:
+    """Where in the model the node comes from: "layer1.0", or "layer1.0.add" in a larger module."""
+    if node.op == "placeholder":
+        return str(node.target)
+    if is_layer(node):
+        return layer_name(node)
+    path, kind = module_of(node)
+    alone = "torch.nn.modules" in kind and not kind.endswith(("MultiheadAttention", "Sequential"))
+    return path if alone and path else f"{path}.{op(node)}".lstrip(".")
+
+
 def layers(gm: fx.GraphModule) -> dict[str, fx.Node]:
     """The layers by name, in the order of computation; a module's second weight by its own name."""
     found: dict[str, fx.Node] = {}

@@ -233,9 +233,8 @@ def _scale_between(gm: fx.GraphModule, c: Channels, s: Tensor) -> None:
     for node in c.writers:
         if (bias := graph.bias_of(gm, node)) is not None:
             graph.set_bias(gm, node, bias / s)
-        if "moments" in node.meta:
-            mean, variance = node.meta["moments"]
-            node.meta["moments"] = mean / s, variance / s**2
+        if (known := graph.notes_of(node).statistics) is not None:
+            graph.note(node, statistics=graph.Statistics(known.mean / s, known.variance / s**2))
     for node in c.between:
         if (bounds := scaled_bounds(node)) is not None:
             graph.set_clip_bounds(node, bounds[0] / s, bounds[1] / s)

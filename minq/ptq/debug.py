@@ -160,7 +160,7 @@ def debug(
 
     def answers(on: set[str]) -> Tensor:
         with only(q, on):
-            return torch.cat([flat(call(q, b)) for b in batches])
+            return torch.cat([flatten_outputs(call(q, b)) for b in batches])
 
     def measure(on: set[str]) -> float:
         return sqnr(reference, answers(on))

@@ -125,14 +125,18 @@ class BatchNorm(ABC):
         In eval mode the network does what it did before.
         """
         for name, node in graph.layers(gm).items():
-            if "moments" not in node.meta or not is_weight(graph.weight_node(node)):
+            known = graph.notes_of(node).statistics
+            if known is None or not is_weight(graph.weight_node(node)):
                 continue
-            new = self.insert(gm, name, node)
-            new.meta |= {k: v for k, v in node.meta.items() if k != "moments"}
+            new = self.insert(gm, name, node, known)
+            new.meta.update(node.meta)
+            graph.note(new, statistics=None)
         return graph.tidy(gm)
 
     @abstractmethod
-    def insert(self, gm: fx.GraphModule, name: str, layer: fx.Node) -> fx.Node:
+    def insert(
+        self, gm: fx.GraphModule, name: str, layer: fx.Node, known: graph.Statistics
+    ) -> fx.Node:
         """Put a batch norm behind one layer, or in its place; returns its node."""
 
 
@@ -145,7 +149,9 @@ class Fold(BatchNorm):
     def restore(self, gm: fx.GraphModule) -> fx.GraphModule:
         return gm
 
-    def insert(self, gm: fx.GraphModule, name: str, layer: fx.Node) -> fx.Node:
+    def insert(
+        self, gm: fx.GraphModule, name: str, layer: fx.Node, known: graph.Statistics
+    ) -> fx.Node:
         return layer
 
 
@@ -158,13 +164,15 @@ class Keep(BatchNorm):
 
     reestimate: int = 0
 
-    def insert(self, gm: fx.GraphModule, name: str, layer: fx.Node) -> fx.Node:
+    def insert(
+        self, gm: fx.GraphModule, name: str, layer: fx.Node, known: graph.Statistics
+    ) -> fx.Node:
         if gm.get_submodule(graph.weight_node(layer).target).granularity.axis is None:
             raise ValueError(
                 f"{name} has one scale for all channels, so batch norm cannot be folded into it "
                 "after training; pass per_channel=True, or batch_norm='fold'"
             )
-        mean, variance = layer.meta["moments"]
+        mean, variance = known
         module = _identity(KeptBatchNorm(len(mean)), mean, variance, graph.bias_of(gm, layer))
         place = _add(gm, name, module)
         with gm.graph.inserting_after(layer):
@@ -181,9 +189,11 @@ class Dynamic(BatchNorm):
 
     reestimate: int = 0
 
-    def insert(self, gm: fx.GraphModule, name: str, layer: fx.Node) -> fx.Node:
+    def insert(
+        self, gm: fx.GraphModule, name: str, layer: fx.Node, known: graph.Statistics
+    ) -> fx.Node:
         source = graph.weight_node(layer)
-        mean, variance = layer.meta["moments"]
+        mean, variance = known
         module = DynamicallyFoldedLayer(
             _Layer(layer, source.target), gm.get_submodule(source.target), len(mean)
         )

@@ -85,8 +85,7 @@ def prepare(
         equalize=equalize,
         progress=progress,
     )
-    gm.meta["trained"] = True  # from now on the weights may go where they like
-    gm.meta.pop("added", None)
+    graph.note_network(gm, trained=True, added={})  # from now on the weights go where they like
     for parameter in gm.parameters():  # a fixed layer of the model trains here too
         parameter.requires_grad_(parameter.is_floating_point())
     for quantizer in _quantizers(gm):
