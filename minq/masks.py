@@ -27,15 +27,6 @@ from minq import graph
 
 aten = torch.ops.aten
 
-SOFTMAX = frozenset({"softmax", "log_softmax", "_safe_softmax"})
-
-_ARITHMETIC = frozenset(
-    """add sub rsub mul div neg rescale where maximum minimum clamp clamp_min clamp_max log to
-    _to_copy type_as triu tril abs nan_to_num""".split()
-)
-"""What masks are made with, one element at a time."""
-
-_ELEMENTWISE = _ARITHMETIC | graph.TRANSPARENT | graph.JOINS
 _LARGE, _MASK = 1e4, 50.0
 
 
@@ -63,7 +54,7 @@ def find(gm: fx.GraphModule) -> Masks:
         inputs = node.all_input_nodes
         if not graph.is_float(node) or node.op in ("placeholder", "get_attr"):
             pure.add(node)
-        elif graph.op(node) in graph.MAKERS or graph.op(node) in _ELEMENTWISE:
+        elif graph.traits(node).role == "make" or graph.traits(node).elementwise:
             if all(x in pure for x in inputs):
                 pure.add(node)
         if node.op == "placeholder" or any(x in given for x in inputs):
@@ -72,10 +63,10 @@ def find(gm: fx.GraphModule) -> Masks:
     before: set[fx.Node] = set()  # only elements are computed between here and a softmax
     for node in reversed(nodes):
         for user in node.users:
-            kind = graph.op(user)
-            if kind in SOFTMAX and user.args[0] is node:
+            of = graph.traits(user)
+            if of.normalizes == "softmax" and user.args[0] is node:
                 before.add(node)
-            elif user in before and (kind in _ELEMENTWISE or kind == "tanh"):
+            elif user in before and (of.elementwise or graph.op(user) == "tanh"):
                 before.add(node)
     for node in reversed(nodes):
         if node in pure and graph.is_float(node):
@@ -90,7 +81,7 @@ def find(gm: fx.GraphModule) -> Masks:
             continue
         if graph.op(node) == "log_softmax" and _passed_on(node, found.hidden):
             found.hidden.add(node)
-        elif graph.op(node) in _ELEMENTWISE:
+        elif graph.traits(node).elementwise:
             joined = graph.op(node) not in ("mul", "rescale", "div") and any(
                 x in found.masks and graph.is_float(x) for x in node.all_input_nodes
             )
@@ -105,7 +96,7 @@ def _size(gm: fx.GraphModule, node: fx.Node, sizes: dict, pure: set) -> float:
     kind, numbers = graph.op(node), [a for a in node.args if isinstance(a, (int, float))]
     if node.op == "get_attr":
         return _written(graph.get(gm, node.target)) if graph.is_float(node) else 0.0
-    if kind not in _ELEMENTWISE:
+    if not graph.traits(node).elementwise:
         return 0.0
     if kind in ("clamp", "clamp_min"):  # where it clips is no number that it writes
         bounds, size = graph.clip_bounds(node), sizes[node.args[0]]
@@ -114,11 +105,11 @@ def _size(gm: fx.GraphModule, node: fx.Node, sizes: dict, pure: set) -> float:
     if kind == "log":
         return math.inf if node in pure else 0.0
     if kind == "masked_fill":
-        value = graph.argument(node, 2, "value")
-        filled = abs(value) if isinstance(value, (int, float)) else _number(gm, value)
+        value = graph.fill_value(node)
+        filled = abs(value) if isinstance(value, float) else _number(value)
         return max(size, filled if filled >= _MASK else 0.0)
     if kind in ("where", "maximum", "minimum"):
-        filled = max([abs(v) for v in numbers] + [_number(gm, a) for a in node.args], default=0.0)
+        filled = max([abs(v) for v in numbers] + [_number(a) for a in node.args], default=0.0)
         return max(size, filled if filled >= _MASK else 0.0)
     if kind in ("mul", "div", "rescale") and node not in pure:
         return sizes[node.args[0]] if kind == "rescale" and node.args[0] in sizes else 0.0
@@ -135,11 +126,11 @@ def _divides(node: fx.Node) -> bool:
     )
 
 
-def _number(gm: fx.GraphModule, node: Any) -> float:
+def _number(node: Any) -> float:
     """The size of a constant that is one number everywhere; 0 for all else."""
     if not isinstance(node, fx.Node) or not graph.is_float(node):
         return 0.0
-    return abs(_single(gm, node) or 0.0)
+    return abs(graph.constant_number(node) or 0.0)
 
 
 def _written(value: Tensor) -> float:
@@ -176,100 +167,7 @@ def _use(node, user, found, pure, given, sizes, before) -> str:
 
 def _passed_on(node: fx.Node, hidden: set) -> bool:
     """Whether what is hidden in front of the operator is so behind it."""
-    kind = graph.op(node)
-    if kind in ("clamp", "clamp_min"):
-        low = graph.argument(node, 1, "min")
-        if isinstance(low, (int, float)) and abs(low) < _LARGE:
-            return False
-    return any(x in hidden for x in node.all_input_nodes)
-
-
-# --- One form -------------------------------------------------------------------------------------
-
-
-def write_as_fill(gm: fx.GraphModule) -> fx.GraphModule:
-    """masked_fill in place of where with a number, and of a mask that is added in front of softmax.
-
-    where(c, x, v) = masked_fill(x, not c, v). A constant that holds zeros and one number of -1000
-    or less, and no row without a zero, hides what -infinity hides. ``gm`` is changed and returned.
-    """
-    from minq.rewrite import call, replace
-
-    for node in list(gm.graph.nodes):
-        kind = graph.op(node)
-        if kind == "where" and len(node.args) == 3 and graph.is_float(node):
-            condition, a, b = node.args
-            for x, other, turned in ((a, b, True), (b, a, False)):
-                value = _single(gm, other)
-                if value is None or not _like(x, node) or not _flags(condition):
-                    continue
-                hides = call(node, aten.logical_not.default, condition) if turned else condition
-                replace(node, call(node, aten.masked_fill.Scalar, x, hides, value))
-                break
-        elif kind in ("add", "sub") and not node.kwargs and len(node.args) == 2:
-            _fill(gm, node)
-    return graph.tidy(gm)
-
-
-def _fill(gm: fx.GraphModule, node: fx.Node) -> None:
-    from minq.rewrite import call, replace
-
-    readers = list(node.users)
-    last = len(graph.shape_of(node)) - 1 if graph.is_float(node) else 0
-    if not readers or any(
-        graph.op(u) != "softmax" or u.args[1] % (last + 1) != last for u in readers
-    ):
-        return
-    x, mask = node.args if graph.op(node) == "sub" or _constant(node.args[1]) else node.args[::-1]
-    if not _constant(mask) or not isinstance(x, fx.Node) or not _like(x, node):
-        return
-    value = graph.get(gm, mask.target).detach() * (-1 if graph.op(node) == "sub" else 1)
-    low, zeros = float(value.min()), value == 0
-    if low > -1e3 or not bool((zeros | (value == low)).all()) or not bool(zeros.any(-1).all()):
-        return
-    if graph.op(x) == "mul" and len(x.users) == 1:  # scores * seen, where seen is 1 or 0
-        for scores, seen in (x.args[:2], x.args[1::-1]):
-            if _constant(seen) and isinstance(scores, fx.Node) and _like(scores, x):
-                factor = graph.get(gm, seen.target).detach()
-                if bool(((factor == 1) | ((factor == 0) & ~zeros)).all()):
-                    x = scores
-                    break
-    path, _, leaf = str(mask.target).rpartition(".")
-    name = graph.unused(gm, f"{path}.hidden_by_{leaf}".lstrip("."))
-    gm.get_submodule(path).register_buffer(name.rpartition(".")[2], ~zeros)
-    with gm.graph.inserting_before(node):
-        hides = gm.graph.get_attr(name)
-    hides.meta["val"] = call(node, aten.ne.Scalar, mask, 0).meta["val"]
-    replace(node, call(node, aten.masked_fill.Scalar, x, hides, -math.inf))
-
-
-def _constant(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.op == "get_attr" and graph.is_float(node)
-
-
-def _single(gm: fx.GraphModule, a: Any) -> float | None:
-    """The number that a constant is, everywhere; None for anything else."""
-    if isinstance(a, (int, float)):
-        return float(a)
-    if graph.op(a) in ("full", "full_like", "new_full", "fill", "scalar_tensor"):
-        place = {"new_full": 2, "scalar_tensor": 0}.get(graph.op(a), 1)
-        value = a.args[place] if len(a.args) > place else None
-        return float(value) if isinstance(value, (int, float)) else None
-    if isinstance(a, fx.Node) and a.op == "get_attr":
-        value = graph.get(gm, a.target)
-        if isinstance(value, Tensor) and value.numel() == 1 and not value.requires_grad:
-            return float(value)
-    return None
-
-
-def _like(x: Any, node: fx.Node) -> bool:
-    """Whether x has the shape and the kind of the node."""
-    if not isinstance(x, fx.Node) or not graph.is_float(x):
+    bounds = graph.clip_bounds(node)
+    if bounds is not None and bool((bounds[0].abs() < _LARGE).all()):
         return False
-    a, b = x.meta["val"], node.meta["val"]
-    return a.dtype == b.dtype and a.ndim == b.ndim and str(a.shape) == str(b.shape)
-
-
-def _flags(node: Any) -> bool:
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return isinstance(value, Tensor) and value.dtype is torch.bool
+    return any(x in hidden for x in node.all_input_nodes)

@@ -22,12 +22,11 @@ from typing import Any
 from torch import fx
 
 from minq import graph, masks
+from minq.export.recurrent import SEQUENCES, STEPS
 from minq.granularity import Granularity
+from minq.graph import place
 from minq.quantizer import Quantizer
-from minq.recurrent import SEQUENCES, STEPS
 from minq.scheme import Scheme
-
-_COMPUTING = graph.LAYERS | graph.PRODUCTS | graph.FUSED | graph.OTHERS | graph.JOINS
 
 
 def insert_quantizers(
@@ -53,7 +52,7 @@ def insert_quantizers(
             if node not in plan.found.masks | plan.found.partly:
                 _after(node, plan.activation(node), plan)
         elif plan.computes(node) and not plan.skips(node):
-            if graph.op(node) in graph.LAYERS | graph.PRODUCTS:
+            if graph.traits(node).multiplies:
                 _quantize_weights(node, plan)
             _quantize_inputs(node, plan)
             if graph.is_float(node) and not _stays(node, plan):
@@ -93,20 +92,7 @@ def is_weight(node: fx.Node) -> bool:
     """Whether the node quantizes a weight: a parameter that a layer or a product reads."""
     if not is_quantizer(node) or node.args[0].op != "get_attr":
         return False
-    return any(graph.op(user) in graph.LAYERS | graph.PRODUCTS for user in node.users)
-
-
-def place(node: fx.Node) -> str:
-    """Where in the model the node comes from: "layer1.0", or "layer1.0.add" in a larger module."""
-    if node.op == "placeholder":
-        return str(node.target)
-    if graph.is_layer(node):
-        return graph.layer_name(node)
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path, kind = stack[-1] if stack else ("", "")
-    kind = kind if isinstance(kind, str) else kind.__name__
-    alone = "torch.nn.modules" in kind and not kind.endswith(("MultiheadAttention", "Sequential"))
-    return path if alone and path else f"{path}.{graph.op(node)}".lstrip(".")
+    return any(graph.traits(user).multiplies for user in node.users)
 
 
 # --- Which quantizer, and where -------------------------------------------------------------------
@@ -114,11 +100,11 @@ def place(node: fx.Node) -> str:
 
 def _outputs(node: fx.Node, weight: fx.Node) -> int | None:
     """The dimension of a weight that holds the outputs; None where it is none, or not one."""
-    kind = graph.op(node)
-    if kind in graph.PRODUCTS:  # rows on the left, columns on the right; a vector has one output
+    of = graph.traits(node)
+    if of.role == "product":  # rows on the left, columns on the right; a vector has one output
         axis = -2 if weight is node.args[0] else -1
         return axis if len(graph.shape_of(weight)) > 1 else None
-    if kind in graph.TRANSPOSED:  # with groups it holds a channel of every group
+    if of.role == "transposed":  # with groups it holds a channel of every group
         return 1 if graph.groups_of(node) == 1 else None
     return 0
 
@@ -141,11 +127,11 @@ class _Plan:
         """Whether the operator computes with data, by a rule; if there is none, it is noted."""
         if node.op != "call_function" or node not in self.data:
             return False
-        kind = graph.op(node)
-        if kind in _COMPUTING or graph.fills_up(node):
+        of = graph.traits(node)
+        if of.computes or graph.fills_up(node):
             return True
-        if kind not in graph.TRANSPARENT and kind != "rescale" and node not in self.found.hidden:
-            self.unsupported.setdefault(kind, []).append(place(node))
+        if not of.passes and node not in self.found.hidden:
+            self.unsupported.setdefault(graph.op(node), []).append(place(node))
         return False
 
     def skips(self, node: fx.Node) -> bool:
@@ -155,7 +141,7 @@ class _Plan:
 
     def of(self, node: fx.Node) -> Scheme:
         names = [place(node)]
-        if graph.op(node) in graph.FUSED and graph.is_layer(node.args[0]):
+        if graph.traits(node).role == "activation" and graph.is_layer(node.args[0]):
             names.append(place(node.args[0]))  # what a layer and its ReLU give is one tensor
         if (pattern := self.scheme.pattern_of(names)) is None:
             return self.scheme
@@ -187,7 +173,7 @@ def _data(gm: fx.GraphModule) -> set[fx.Node]:
     """All that carries real numbers of input or parameters: no shapes, indices or masks."""
     data = set()
     for node in gm.graph.nodes:
-        if graph.op(node) in graph.MAKERS:
+        if graph.traits(node).role == "make":
             continue
         given = node.op in ("placeholder", "get_attr")
         if graph.is_real(node):
@@ -218,7 +204,7 @@ def _after(node: fx.Node, quantizer: Quantizer | None, plan: _Plan, name: str = 
 
 
 def _quantize_weights(node: fx.Node, plan: _Plan) -> None:
-    operands = node.args if graph.op(node) in graph.PRODUCTS else [graph.weight_node(node)]
+    operands = node.args if graph.traits(node).role == "product" else [graph.weight_node(node)]
     for weight in operands:
         if weight.op == "get_attr" and graph.is_float(weight):
             _after(weight, plan.weight(node, weight), plan)
@@ -228,10 +214,10 @@ def _warn_of_floats(plan: _Plan) -> None:
     """Name the layers whose weight or input is on no grid, though nobody asked for that."""
     weights, inputs = [], []
     for node in plan.gm.graph.nodes:
-        if graph.op(node) not in graph.LAYERS | graph.PRODUCTS or plan.skips(node):
+        if not graph.traits(node).multiplies or plan.skips(node):
             continue
         scheme = plan.of(node)
-        if graph.op(node) in graph.LAYERS and scheme.weights is not None:
+        if graph.traits(node).layer and scheme.weights is not None:
             if not is_quantizer(graph.weight_node(node)):
                 weights.append(place(node))
         if scheme.activations is not None and any(map(plan.found.hides, _operands(node))):
@@ -275,9 +261,9 @@ def _quantize_inputs(node: fx.Node, plan: _Plan) -> None:
             continue
         if x in plan.found.masks or {x, source} & plan.found.hidden:
             continue
-        if source in plan.data and graph.op(source) in _COMPUTING and not plan.skips(source):
+        if source in plan.data and graph.traits(source).computes and not plan.skips(source):
             continue  # rounded after the operator in between, or together with others
-        if graph.op(node) in graph.FUSED and x is node.args[0]:
+        if graph.traits(node).role == "activation" and x is node.args[0]:
             continue  # rounded behind the activation function
         if source.op == "get_attr":  # a constant that is added, such as a positional embedding
             _after(source, plan.activation(node), plan)
@@ -287,27 +273,16 @@ def _quantize_inputs(node: fx.Node, plan: _Plan) -> None:
 
 def _operands(node: fx.Node) -> list[fx.Node]:
     """The data an operator computes with: no weights, biases, masks or whole numbers."""
-    kind = graph.op(node)
-    if kind in graph.LAYERS:
-        return [] if kind == "embedding" else [graph.input_of(node)]
-    if kind in graph.SINGULAR:
-        return []
-    if kind in graph.JOINS:
-        inputs = graph.parts_of(node)
-    elif kind in graph.PRODUCTS or kind in ("add", "sub", "rsub", "mul", "div", "pow"):
-        inputs = list(node.args[:2])
-    else:
-        inputs = list(node.args[:1])
-    return [x for x in inputs if isinstance(x, fx.Node) and graph.is_float(x)]
+    return [] if graph.traits(node).singular else list(filter(graph.is_float, graph.operands(node)))
 
 
 def _source(node: fx.Node) -> fx.Node:
     """Where the values were computed: back through all that only moves them."""
-    while graph.op(node) in graph.TRANSPARENT or graph.op(node) == "rescale":
+    while graph.traits(node).passes:
         inputs = node.all_input_nodes
         if node.op != "call_function" or not inputs or not graph.is_real(inputs[0]):
             break  # whole numbers that become real ones start here
-        if graph.op(node) == "getitem" and graph.op(inputs[0]) not in graph.TRANSPARENT:
+        if graph.op(node) == "getitem" and graph.traits(inputs[0]).role != "move":
             break  # one of the results of an operator that computes
         node = inputs[0]
     return node
@@ -320,7 +295,7 @@ def _stays(node: fx.Node, plan: _Plan) -> bool:
 
 def _on_one_scale(node: fx.Node, plan: _Plan) -> bool:
     """Whether an embedding is on a grid as it is, or is added to others before it is rounded."""
-    if graph.op(node) != "embedding":
+    if graph.traits(node).role != "embedding":
         return False
     scheme = plan.of(node)
     many = scheme.weights is not None and scheme.per_channel
@@ -334,6 +309,6 @@ def _rounded_later(node: fx.Node, plan: _Plan) -> bool:
     (user,) = node.users
     if user in plan.found.hidden:
         return False
-    if graph.op(user) in graph.FUSED:
-        return graph.op(node) not in graph.FUSED and user.args[0] is node
-    return graph.op(user) in graph.JOINS | graph.SINGULAR
+    if graph.traits(user).role == "activation":
+        return graph.traits(node).role != "activation" and user.args[0] is node
+    return graph.traits(user).role == "join" or graph.traits(user).singular

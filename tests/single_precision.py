@@ -27,7 +27,8 @@ FUNCTION = 16
 
 _SUMS = ("mean", "sum", "avg_pool", "adaptive_avg_pool", "upsample_bilinear")
 _FUNCTIONS = frozenset("sigmoid hardsigmoid tanh hardswish silu gelu elu mish softplus".split())
-_PRODUCTS = graph.CONVOLUTIONS | graph.TRANSPOSED | graph.PRODUCTS | {"linear"}
+_MOVING = {"cat", "stack", "embedding", "neg"}
+_PRODUCTS = {n for n, o in graph.OPERATORS.items() if o.multiplies} - {"embedding"}
 
 
 class Forced(fx.Interpreter):
@@ -75,7 +76,7 @@ class Forced(fx.Interpreter):
         inputs = [self.errors[a] for a in n.all_input_nodes]
         if kind in _PRODUCTS:
             (a, b), (ea, eb) = (v.abs() for v in values[:2]), (self.errors[x] for x in n.args[:2])
-            rest = values[2:] if kind in graph.PRODUCTS else (None, *values[3:])
+            rest = values[2:] if graph.traits(n).role == "product" else (None, *values[3:])
             one, other = torch.ones_like(a), torch.ones_like(b)
 
             def product(*factors: Tensor) -> Tensor:
@@ -103,10 +104,10 @@ class Forced(fx.Interpreter):
             return 1.5 * inputs[0] + FUNCTION * (1 + _size(values[0]) + size)
         if kind in ("add", "sub"):
             return sum(inputs) + size
-        assert kind in graph.TRANSPARENT | graph.FUSED | {"cat", "stack", "embedding", "neg"} or (
+        assert graph.traits(n).role in ("move", "activation") or kind in _MOVING or (
             not size or all(_size(self.env[a]) == 0 for a in n.all_input_nodes)
         ), f"what may {kind} be off by?"
-        return max(inputs, default=0.0) + size * (kind not in graph.TRANSPARENT)
+        return max(inputs, default=0.0) + size * (graph.traits(n).role != "move")
 
 
 def _size(value) -> float:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import minq
 from minq import graph
-from minq.batches import arguments_for, batches_of
+from minq.graph.batches import arguments_for, batches_of
 
 
 def layers(**more):

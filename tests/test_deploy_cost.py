@@ -390,7 +390,7 @@ def test_a_batch_shares_the_weights():
 def test_names_are_those_of_layers_and_products():
     _, gm, _ = captured("attention")
     layers = graph.layers(gm)
-    products = [n for n in gm.graph.nodes if graph.op(n) in graph.PRODUCTS]
+    products = [n for n in gm.graph.nodes if graph.traits(n).role == "product"]
     names = list(layer_costs(gm))
     assert set(layers) <= set(names) and {place(n) for n in products} <= set(names)
     assert len(names) == len(layers) + len(products)

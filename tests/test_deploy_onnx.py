@@ -22,8 +22,9 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 import minq
 from minq import affine, graph, integer_grid
-from minq.batches import flat
+from minq.graph.batches import flatten_outputs
 from minq.deploy.onnx import fused, load, sealed, to_onnx
+from minq.graph.batches import flatten_outputs
 from minq.ptq.pipeline import ptq
 from minq.quantizer import Quantizer
 from minq.simulate import activation_quantizers, quantizers, weight_quantizers
@@ -143,8 +144,8 @@ def test_small_networks_run_on_integer_kernels_alone(name, per_channel, tmp_path
     # by a twelfth of a squared step on average: what it costs is more than what the ties do.
     with torch.no_grad():
         before, after = zoo_graph(name)(data[:32]), q(data[:32])
-        ties = minq.sqnr(flat(after), flat(load(path)(data[:32])))
-        assert ties > minq.sqnr(flat(before), flat(after))
+        ties = minq.sqnr(flatten_outputs(after), flatten_outputs(load(path)(data[:32])))
+        assert ties > minq.sqnr(flatten_outputs(before), flatten_outputs(after))
 
 
 def _weights(q):

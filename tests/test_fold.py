@@ -10,7 +10,8 @@ from torch import nn
 
 import minq
 from minq import graph
-from minq.fold import add_stacked, fold_batch_norm, fold_constants
+from minq.export.constants import add_stacked, fold_constants
+from minq.fold import fold_batch_norm
 
 
 @given(seed=st.integers(0, 2**32 - 1), bias=st.booleans(), epsilon=st.sampled_from([1e-5, 1e-3]))

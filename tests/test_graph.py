@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 import minq
 from minq import graph
-from minq.batches import batches_of
+from minq.graph.batches import batches_of
 
 
 def close(result, expected, dtype=torch.float32):

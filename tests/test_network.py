@@ -12,7 +12,7 @@ from torch import nn
 import minq
 from minq import graph
 from minq.deploy.integer import simulation
-from minq.network import Network
+from minq.graph.network import Network
 
 
 def saved(q):
@@ -62,11 +62,11 @@ def call(q, x):
 def test_a_saved_network_is_the_same_network(name):
     model, x = kind(name)
     q = minq.ptq(model, x, rounding="nearest", per_channel=True)
-    expected = minq.batches.flat(call(q, x))
+    expected = minq.graph.batches.flatten_outputs(call(q, x))
     for again in (saved(q), pickle.loads(pickle.dumps(q)), saved(copy.deepcopy(saved(q)))):
         assert isinstance(again, Network) and again.meta.keys() == q.meta.keys()
-        assert again.code == q.code and again.meta["sizes"] == q.meta["sizes"]
-        assert torch.equal(minq.batches.flat(call(again, x)), expected)
+        assert again.code == q.code and graph.call_of(again) == graph.call_of(q)
+        assert torch.equal(minq.graph.batches.flatten_outputs(call(again, x)), expected)
         for a, b in zip(again.graph.nodes, q.graph.nodes, strict=True):
             facts = [
                 (isinstance(n.meta.get("val"), torch.Tensor), n.name, n.op, n.target, str(n.args))
@@ -75,7 +75,7 @@ def test_a_saved_network_is_the_same_network(name):
             assert facts[0] == facts[1]
             if isinstance(a.meta.get("val"), torch.Tensor):
                 shapes = [
-                    [int(s) if graph.fixed(s) else "free" for s in graph.shape_of(n)]
+                    [int(s) if graph.is_fixed(s) else "free" for s in graph.shape_of(n)]
                     for n in (a, b)
                 ]
                 assert shapes[0] == shapes[1] and a.meta["val"].dtype == b.meta["val"].dtype
@@ -158,5 +158,5 @@ def test_free_sizes_equal_nothing_by_accident():
         gm = minq.capture(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4)), noise(batch, 3))
         node = next(n for n in gm.graph.nodes if graph.op(n) == "linear")
         size = graph.shape_of(node)[0]
-        assert size != 4 and size != 5 and size != 2 and not graph.fixed(size)
+        assert size != 4 and size != 5 and size != 2 and not graph.is_fixed(size)
         assert gm(noise(7, 3)).shape == (7, 4)

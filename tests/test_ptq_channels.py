@@ -305,7 +305,7 @@ def test_a_clip_is_known_whoever_wrote_it_and_moves_with_its_channels(name):
     before, found = weights(gm), 0
     for node in gm.graph.nodes:
         bounds = graph.clip_bounds(node)
-        if graph.op(node) in graph.FUSED | {"clip"}:
+        if graph.traits(node).role == "activation":
             found += 1
             expected = ends(node)
             measured = [v.double().clamp(-1e30, 1e30).expand(4) for v in bounds]
@@ -409,7 +409,7 @@ def test_what_batch_norm_promised_is_scaled_too():
     for _ in range(2):
         w, b = graph.weight_of(gm, node), graph.bias_of(gm, node)
         out = nn.functional.conv2d(x, w, b)
-        mean, variance = node.meta["moments"]
+        mean, variance = graph.notes_of(node).statistics
         torch.testing.assert_close(mean, out.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(variance, out.var((0, 2, 3)), rtol=2e-3, atol=1e-3)
         equalize_graph(gm)
@@ -438,12 +438,12 @@ def test_absorption_is_exact_where_everything_is_high(head):
     model, x = high(head()), noise(2, 3, 5, 5).double()
     gm = folded(model, x)
     node = graph.layers(gm)["0"]
-    bias, (mean, variance) = graph.bias_of(gm, node), node.meta["moments"]
+    bias, (mean, variance) = graph.bias_of(gm, node), graph.notes_of(node).statistics
     absorb_biases(gm)
     amount = (mean - 3 * variance.sqrt()).clamp(min=0)
     assert (amount > 40).all()
     torch.testing.assert_close(graph.bias_of(gm, node), bias - amount)  # eq. (27), (28)
-    torch.testing.assert_close(node.meta["moments"][0], mean - amount)
+    torch.testing.assert_close(graph.notes_of(node).statistics.mean, mean - amount)
     agrees(gm, model, x)
 
 

@@ -10,6 +10,7 @@ from networks import Keywords, captured, noise
 from torch import nn
 
 import minq
+from minq import graph
 from minq.deploy.cost import layer_costs
 from minq.ptq import AdaRound, Equalize, Nearest
 from minq.ptq.debug import EXACT, GOOD, Report, debug, only
@@ -306,7 +307,7 @@ def test_a_weight_alone_brings_its_own_rounding_and_no_other(net, images):
 
 def test_what_is_kept_for_it_is_half_of_the_weights_and_travels(net, images):
     q = minq.ptq(captured("mobile")[1], images, rounding=AdaRound(sweeps=1), progress=False)
-    kept = sum(share.nbytes for share, _ in q.meta["added"].values())
+    kept = sum(s.values.nbytes for s in graph.network_notes(q).added.values())
     weights = sum(q.get_parameter(n.args[0].target).nbytes for n in q.graph.nodes
                   if n.target in weight_quantizers(q))  # fmt: skip
     assert kept <= 0.5 * weights
@@ -315,7 +316,7 @@ def test_what_is_kept_for_it_is_half_of_the_weights_and_travels(net, images):
                        images.to(next(other.parameters()).dtype), each=False)  # fmt: skip
         assert report.exact > 90
     plain = minq.ptq(captured("mobile")[1], images, rounding=Nearest(correct_bias=False))
-    assert not plain.meta.get("added")
+    assert not graph.network_notes(plain).added
 
 
 # --- Verdicts -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import minq
 from minq import graph
-from minq.batches import batches_of
+from minq.graph.batches import batches_of
 from minq.ptq import GPTQ, AdaRound, Equalize, Nearest, pipeline
 from minq.ptq import adaround as adaround_module
 from minq.ptq import rounding as rounding_module

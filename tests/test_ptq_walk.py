@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 import minq
 from minq import graph
-from minq.batches import batches_of
+from minq.graph.batches import batches_of
 from minq.ptq.storage import Again, Integers
 from minq.ptq.walk import Walk, sample_rows
 from minq.simulate import is_quantizer, quantizers

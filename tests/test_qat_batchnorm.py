@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from minq import graph, qat
-from minq.batches import flat
+from minq.graph.batches import flatten_outputs
 from minq.ptq.pipeline import ptq
 from minq.ptq.rounding import Nearest
 from minq.qat import batchnorm
@@ -86,14 +86,14 @@ def test_restoring_changes_no_output(name, way):
         pytest.skip("refused, see below")
     gm = prepared(model, x, "fold")
     before = {k: q.quantize(_weight(gm, k)) for k, q in weight_quantizers(gm).items()}
-    expected = flat(gm(x))
+    expected = flatten_outputs(gm(x))
     as_batch_norm(way).restore(gm)
     kinds = {"dynamic": DynamicallyFoldedLayer, "keep": KeptBatchNorm}
     assert [type(m) for m in norms(gm)] == [kinds[way]] * COUNTS.get(name, 1)
-    torch.testing.assert_close(flat(gm.eval()(x)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(flatten_outputs(gm.eval()(x)), expected, rtol=1e-5, atol=1e-5)
     remove(gm)
     assert not norms(gm)
-    torch.testing.assert_close(flat(gm(x)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(flatten_outputs(gm(x)), expected, rtol=1e-5, atol=1e-5)
     after = {k: q.quantize(_weight(gm, k)) for k, q in weight_quantizers(gm).items()}
     assert before.keys() == after.keys()
     assert all(torch.equal(v, after[k]) for k, v in before.items())
@@ -186,8 +186,8 @@ def test_training_mode_is_that_of_the_model(name, way):
     model, shape = network(name)
     x = noise(32, *shape)
     gm = without_quantizers(prepared(model, x, way)).train()
-    expected = flat(copy.deepcopy(model).train()(x))
-    torch.testing.assert_close(flat(gm(x)), expected, rtol=1e-2, atol=2e-3)
+    expected = flatten_outputs(copy.deepcopy(model).train()(x))
+    torch.testing.assert_close(flatten_outputs(gm(x)), expected, rtol=1e-2, atol=2e-3)
 
 
 def test_dynamic_folding_quantizes_the_folded_weight():

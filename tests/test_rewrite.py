@@ -53,7 +53,7 @@ LAYERS = {
 def test_whatever_is_linear_is_a_layer(name):
     model, args = LAYERS[name]()
     gm = minq.capture(model, args)
-    (node,) = [n for n in gm.graph.nodes if graph.op(n) in graph.LAYERS | graph.PRODUCTS]
+    (node,) = [n for n in gm.graph.nodes if graph.traits(n).multiplies]
     assert graph.is_layer(node)
     with torch.no_grad():
         assert minq.sqnr(model(*args), gm(*args)) > 120

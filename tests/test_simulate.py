@@ -44,9 +44,9 @@ def test_every_weight_and_every_operand_is_on_a_grid(name):
     minq.insert_quantizers(minq.fold_batch_norms(gm))
     assert {q.stage for q in quantizers(gm).values()} == {"off"}
     for node in gm.graph.nodes:
-        if graph.op(node) in graph.LAYERS | graph.PRODUCTS:
+        if graph.traits(node).multiplies:
             for x in node.args[:2] if graph.op(node) != "embedding" else node.args[:1]:
-                while graph.op(x) in graph.TRANSPARENT | {"rescale"}:
+                while graph.traits(x).passes:
                     x = x.all_input_nodes[0]
                 assert is_quantizer(x), (node, x)
 
@@ -202,11 +202,11 @@ def test_a_scale_for_each_output_channel(name):
             continue
         q, w = gm.get_submodule(n.target), graph.get(gm, n.args[0].target)
         (layer,) = n.users
-        if graph.op(layer) in graph.TRANSPOSED and graph.groups_of(layer) > 1:
+        if graph.traits(layer).role == "transposed" and graph.groups_of(layer) > 1:
             assert q.granularity.axis is None
             continue
-        by_output = w if graph.op(layer) in graph.PRODUCTS else graph.weight_of(gm, layer)
-        outputs = w.shape[-1] if graph.op(layer) in graph.PRODUCTS else len(by_output)
+        by_output = w if graph.traits(layer).role == "product" else graph.weight_of(gm, layer)
+        outputs = w.shape[-1] if graph.traits(layer).role == "product" else len(by_output)
         assert q.scale.shape == (outputs,)
 
 

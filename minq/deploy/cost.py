@@ -37,7 +37,7 @@ from torch.utils._pytree import tree_map_only
 
 from minq import graph
 from minq._checks import check_count
-from minq.batches import batches_of
+from minq.graph.batches import batches_of
 from minq.mac import MEMORY, LayerCost, MacArray, MatmulShape, access_energy, layer_cost
 from minq.quantizer import Quantizer
 from minq.simulate import is_quantizer, place
@@ -47,10 +47,6 @@ BYTES_PER_CYCLE = 16
 
 ON_CHIP = 2**20
 """Bytes of memory on the chip: the 1 MB whose energy ``minq.mac.energy`` knows."""
-
-_NOT_COUNTED = frozenset(
-    "scaled_dot_product_attention addmm baddbmm addmv mv dot einsum bilinear lstm gru".split()
-)
 
 # --- The roofline ---------------------------------------------------------------------------------
 
@@ -142,7 +138,7 @@ def layer_costs(
     0 7776 88 140 compute
     3 2880 198 1480 compute
     """
-    if not (isinstance(gm, fx.GraphModule) and gm.meta.get("minq")):
+    if not graph.is_captured(gm):
         raise TypeError(
             f"costs are read off a captured graph, not a {type(gm).__name__}; "
             "pass minq.capture(model, example), or what minq.ptq returns"
@@ -152,7 +148,7 @@ def layer_costs(
     costs = {
         name: machine.cost(_read(node, shapes, constants, floating)) for name, node in names.items()
     }
-    if missing := {graph.op(node) for node in gm.graph.nodes} & _NOT_COUNTED:
+    if missing := {graph.op(n) for n in gm.graph.nodes if graph.traits(n).uncounted}:
         warnings.warn(f"the costs do not count {', '.join(sorted(missing))}", stacklevel=2)
     return costs
 
@@ -237,7 +233,7 @@ def shapes_of(gm: fx.GraphModule, example: Any = None) -> dict[fx.Node, torch.Si
     """
     inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
     if example is None:
-        values = graph.beside(gm, [_one_sample(node) for node in inputs])
+        values = graph.to_device_of(gm, [_one_sample(node) for node in inputs])
     else:
         (values,) = batches_of(gm, [example])
     found: dict[fx.Node, torch.Size] = {}
@@ -263,7 +259,7 @@ def _one_sample(node: fx.Node) -> Any:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return value
-    sizes = [int(s) if str(s).isdigit() else 1 for s in value.shape]  # a letter is the batch
+    sizes = [int(s) if graph.is_fixed(s) else 1 for s in value.shape]  # a letter is the batch
     return torch.zeros(sizes, dtype=value.dtype)
 
 
@@ -272,7 +268,7 @@ def _names(gm: fx.GraphModule) -> dict[str, fx.Node]:
     of_weight = {_weight(node): name for name, node in graph.layers(gm).items()}
     found: dict[str, fx.Node] = {}
     for node in gm.graph.nodes:
-        if graph.op(node) in graph.LAYERS | graph.PRODUCTS:
+        if graph.traits(node).multiplies:
             name = of_weight[_weight(node)] if graph.is_layer(node) else place(node)
             numbered = chain([name], (f"{name}_{k}" for k in count(1)))
             found[next(n for n in numbered if n not in found)] = node
@@ -296,7 +292,7 @@ def _constants(gm: fx.GraphModule) -> set[fx.Node]:
 def _read(node: fx.Node, shapes: dict, constants: set, floating: bool) -> _Operator:
     """An operator as a matrix product."""
     kind, bias, y = graph.op(node), None, shapes[node]
-    if kind in graph.LAYERS:
+    if graph.traits(node).layer:
         weight, x, bias = graph.weight_node(node), graph.input_of(node), graph.bias_node(node)
         shape = _layer_shape(node, shapes[weight], shapes[x], y)
     else:
@@ -318,7 +314,8 @@ def _read(node: fx.Node, shapes: dict, constants: set, floating: bool) -> _Opera
     )
     words["bias"] = 0
     if shape and (bias is not None or (parameter and offset[1])):  # zero-points fold into it
-        words["bias"] = y[1] if kind in graph.TRANSPOSED else shape.groups * shape.n_outputs
+        transposed = graph.traits(node).role == "transposed"
+        words["bias"] = y[1] if transposed else shape.groups * shape.n_outputs
     return _Operator(kind, shape, words, bits, not integer, parameter, offset)
 
 
@@ -331,7 +328,7 @@ def _layer_shape(node, weight, x, y) -> MatmulShape | None:
     if graph.op(node) == "embedding":
         return None
     groups, rows, columns = graph.groups_of(node), weight[0], weight[1:].numel()
-    if graph.op(node) in graph.TRANSPOSED:  # the weight is (C_in, C_out / g, *kernel)
+    if graph.traits(node).role == "transposed":  # the weight is (C_in, C_out / g, *kernel)
         return MatmulShape(columns, rows // groups, x.numel() // rows, groups)
     return MatmulShape(rows // groups, columns, y.numel() // rows, groups)
 
@@ -351,7 +348,7 @@ def _grid(node: fx.Node) -> Quantizer | None:
     while not is_quantizer(node):
         if graph.op(node) == "embedding":
             node = graph.weight_node(node)
-        elif graph.op(node) in graph.TRANSPARENT | {"rescale"} and node.all_input_nodes:
+        elif graph.traits(node).passes and node.all_input_nodes:
             node = node.all_input_nodes[0]
         else:
             return None
@@ -360,11 +357,11 @@ def _grid(node: fx.Node) -> Quantizer | None:
 
 def _grid_after(node: fx.Node) -> Quantizer | None:
     """The quantizer that an operator's result goes through, behind its activation function."""
-    passed = graph.FUSED | graph.TRANSPARENT | graph.JOINS | {"rescale"}
+    passed = ("activation", "move", "join", "rescale")
     while len(node.users) == 1:
         (node,) = node.users
         if is_quantizer(node):
             return node.graph.owning_module.get_submodule(node.target)
-        if graph.op(node) not in passed:
+        if graph.traits(node).role not in passed:
             return None
     return None

@@ -19,12 +19,12 @@ from torch.utils._pytree import tree_map_only
 
 from minq import graph
 from minq._checks import check_count
-from minq.batches import batches_of
 from minq.deploy import kernels
 from minq.deploy.compiler.compile import Compiler
 from minq.deploy.cost import OperatorCost, layer_costs
 from minq.deploy.normalize import Normalize
 from minq.export import outside
+from minq.graph.batches import batches_of
 from minq.mac import bits_for
 
 
@@ -120,7 +120,7 @@ class IntegerNetwork(nn.Module):
         def single(t: Tensor) -> Tensor:
             return t.to(self._dtype) if t.is_floating_point() else t
 
-        args, kwargs = graph.beside(self, (args, kwargs))
+        args, kwargs = graph.to_device_of(self, (args, kwargs))
         return tree_map_only(Tensor, single, self.program(*args, **kwargs))
 
     def trace(self, data: Any) -> dict[str, Tensor]:

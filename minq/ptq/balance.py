@@ -125,7 +125,7 @@ def balance(
     The network's function stays. Batch norms must be folded before, quantizers inserted afterwards.
 
     Args:
-        batches: from ``minq.batches.batches_of``; the first few are looked at.
+        batches: from ``minq.graph.batches.batches_of``; the first few are looked at.
         weights, activations, per_channel: what is going to be quantized, and how.
         relu6: "keep" leaves the layers around a ReLU6 alone; else its clip moves with the channels.
     """

@@ -1,7 +1,7 @@
 """What rounding added to the parameters, so that the network before it can still be asked.
 
 AdaRound, GPTQ and bias correction change parameters that stand in front of quantizers. What they
-added to each is kept in ``gm.meta["added"]`` by the parameter's name, in half floats that are
+added to each is kept in the network's notes by the parameter's name, in half floats that are
 relative to the largest: two bytes for each weight that was rounded this way, and an error 70 dB
 below that of the rounding. It moves and is copied with the network; whoever has no use for
 ``minq.debug`` deletes it. The parameter minus this is what was there before, also where a parameter
@@ -36,16 +36,16 @@ def set_corrected_bias(gm: fx.GraphModule, node: fx.Node, bias: Tensor) -> None:
 def without_rounding(gm: fx.GraphModule, name: str) -> Tensor:
     """A parameter as it was before it was rounded or corrected."""
     parameter = graph.get(gm, name).detach()
-    if name not in gm.meta.get("added", {}):
+    if (share := graph.network_notes(gm).added.get(name)) is None:
         return parameter.clone()
-    share, unit = gm.meta["added"][name]
-    return parameter - share.to(parameter) * unit
+    return parameter - share.values.to(parameter) * share.unit
 
 
 def _keep(gm: fx.GraphModule, name: str, before: Tensor) -> None:
     added = graph.get(gm, name).detach() - before
     if unit := float(added.abs().max()):
-        gm.meta.setdefault("added", {})[name] = (added / unit).half(), unit
+        share = graph.Share((added / unit).half(), unit)
+        graph.note_network(gm, added=graph.network_notes(gm).added | {name: share})
 
 
 def rounded_parameters(gm: fx.GraphModule) -> dict[str, str]:
@@ -57,4 +57,4 @@ def rounded_parameters(gm: fx.GraphModule) -> dict[str, str]:
             for bias in map(graph.bias_node, filter(graph.is_layer, node.users)):
                 if (parameter := graph.parameter_of(bias)) is not None:
                     found[parameter.target] = node.target
-    return {name: found[name] for name in gm.meta.get("added", ()) if name in found}
+    return {name: found[name] for name in graph.network_notes(gm).added if name in found}

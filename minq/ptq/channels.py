@@ -19,18 +19,6 @@ from minq.ptq import equalize
 
 RELU6 = ("replace", "per_channel", "keep")
 
-_HOMOGENEOUS = frozenset(
-    """relu leaky_relu prelu max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
-    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d clone contiguous
-    upsample_nearest1d upsample_nearest2d upsample_linear1d upsample_bilinear2d constant_pad_nd pad
-    rescale mean view flatten reshape _unsafe_view""".split()
-)
-
-_KEEPS_DIFFERENCES = frozenset(
-    "relu max_pool2d mean adaptive_avg_pool2d view flatten reshape _unsafe_view".split()
-)
-"""f(x - c) = f(x) - c, for ReLU where x is at least c."""
-
 
 @dataclass
 class Channels:
@@ -92,7 +80,7 @@ def shared_channels(gm: fx.GraphModule, *, residual: bool = True) -> list[Channe
 
 def _scalable(node: fx.Node) -> bool:
     """A layer with a weight of its own, whose input and output channels can be scaled."""
-    if not graph.is_layer(node) or graph.op(node) == "embedding":
+    if not graph.is_layer(node) or graph.traits(node).role == "embedding":
         return False
     if graph.bias_node(node) is not None and graph.parameter_of(graph.bias_node(node)) is None:
         return False  # a bias that is computed
@@ -110,24 +98,19 @@ def _same_shape(inputs: list[fx.Node], node: fx.Node) -> bool:
 
 def _passes(node: fx.Node) -> bool:
     """Whether f(s x) = s f(x) for a scale of each channel, which stays in its place."""
-    kind = graph.op(node)
-    if kind not in _HOMOGENEOUS and graph.clip_bounds(node) is None:  # eq. (20)
+    of = graph.traits(node)
+    if not of.homogeneous and graph.clip_bounds(node) is None:  # eq. (20)
         return False
     if is_clip(node) and any(map(_trains, (*node.args[1:], *node.kwargs.values()))):
         return False
     before, after = graph.shape_of(node.args[0]), graph.shape_of(node)
-    if kind in ("view", "flatten", "reshape", "_unsafe_view"):  # (B, C, 1, 1) to (B, C)
+    if of.reshapes:  # (B, C, 1, 1) to (B, C)
         return len(after) == 2 and after[1] == before[1] and all(k == 1 for k in before[2:])
-    if kind == "mean":  # over places, not over channels or the batch
+    if graph.op(node) == "mean":  # over places, not over channels or the batch
         dims = graph.argument(node, 1, "dim") or (0,)
         return len(before) > 2 and all(k % len(before) > 1 for k in dims)
-    if kind in ("pad", "constant_pad_nd"):
-        fill = node.args[3] if kind == "pad" and len(node.args) > 3 else 0
-        fill = graph.argument(node, 2, "value", 0) if kind == "constant_pad_nd" else fill
-        zeros = not fill and (
-            kind != "pad" or graph.argument(node, 2, "mode", "constant")[0] == "c"
-        )
-        return zeros and after[1] == before[1]
+    if of.value_at is not None:  # with zeros, and no channels
+        return graph.fill_value(node) == 0 and after[1] == before[1]
     return True
 
 
@@ -250,9 +233,8 @@ def _scale_between(gm: fx.GraphModule, c: Channels, s: Tensor) -> None:
     for node in c.writers:
         if (bias := graph.bias_of(gm, node)) is not None:
             graph.set_bias(gm, node, bias / s)
-        if "moments" in node.meta:
-            mean, variance = node.meta["moments"]
-            node.meta["moments"] = mean / s, variance / s**2
+        if (known := graph.notes_of(node).statistics) is not None:
+            graph.note(node, statistics=graph.Statistics(known.mean / s, known.variance / s**2))
     for node in c.between:
         if (bounds := scaled_bounds(node)) is not None:
             graph.set_clip_bounds(node, bounds[0] / s, bounds[1] / s)
@@ -292,14 +274,14 @@ def absorb_biases(gm: fx.GraphModule, *, sigmas: float = 3.0) -> fx.GraphModule:
     """
     for c in shared_channels(gm, residual=False):
         first = c.writers[0]
-        if len(c.writers) > 1 or "moments" not in first.meta:
+        known = graph.notes_of(first).statistics
+        if len(c.writers) > 1 or known is None:
             continue
-        if any(graph.op(n) not in _KEEPS_DIFFERENCES and not is_clip(n) for n in c.between):
+        if any(not graph.traits(n).shifts and not is_clip(n) for n in c.between):
             continue
         if any(_pads(node) for node in c.readers):
             continue
-        mean, variance = first.meta["moments"]
-        amount = equalize.absorbable(mean, variance.sqrt(), sigmas)
+        amount = equalize.absorbable(known.mean, known.variance.sqrt(), sigmas)
         for node in c.between:  # a channel that only ever clips keeps its bias
             if (bounds := scaled_bounds(node)) is not None:
                 amount = torch.where(amount < bounds[1], amount, 0)
@@ -309,7 +291,7 @@ def absorb_biases(gm: fx.GraphModule, *, sigmas: float = 3.0) -> fx.GraphModule:
             lower, absorbed = equalize.absorb_bias(bias, weight, old, amount, graph.groups_of(node))
             graph.set_bias(gm, node, absorbed)
         graph.set_bias(gm, first, lower)  # the same for all readers
-        first.meta["moments"] = mean - amount, variance
+        graph.note(first, statistics=graph.Statistics(known.mean - amount, known.variance))
         for node in c.between:
             if (bounds := scaled_bounds(node)) is not None:
                 low, high = bounds  # a floor of 0 stays: below the bias there is next to nothing

@@ -22,15 +22,6 @@ from minq.simulate import is_quantizer, is_weight
 
 ALPHA = 6.0  # deviations on either side that a range holds, as the paper suggests
 
-_ELEMENTWISE = frozenset(
-    "sigmoid hardsigmoid tanh hardswish silu gelu elu mish softplus leaky_relu".split()
-)
-_SAME = frozenset(
-    """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
-    adaptive_avg_pool2d adaptive_avg_pool3d mean clone contiguous constant_pad_nd pad
-    upsample_nearest1d upsample_nearest2d upsample_bilinear2d""".split()
-)
-
 
 @dataclass
 class Moments:
@@ -72,44 +63,45 @@ def propagate(gm: fx.GraphModule, inputs: Mapping[str, Moments]) -> dict[fx.Node
 
 
 def _of(gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Moments]) -> Moments | None:
-    kind = graph.op(node)
-    if "moments" in node.meta:
-        return Moments.gaussian(*node.meta["moments"])
+    if (known_outputs := graph.notes_of(node).statistics) is not None:
+        return Moments.gaussian(*known_outputs)
     inputs = [x for x in node.all_input_nodes if x.op != "get_attr" and not is_weight(x)]
-    if not inputs or any(x not in known for x in inputs):
+    if not inputs or any(x not in known for x in inputs) or _channels_last(node):
         return None
-    data = [known[x] for x in inputs]
-    x = data[0]
-    if _channels_last(node):
-        return None
-    if graph.is_layer(node) and kind != "embedding":
+    x, *others = (known[x] for x in inputs)
+    of = graph.traits(node)
+    if graph.is_layer(node) and of.role != "embedding":
         weight, bias = graph.weight_of(gm, node), graph.bias_of(gm, node)
         groups = graph.groups_of(node)
         return Moments.gaussian(*bias_math.conv_moments(weight, bias, x.mean, x.variance, groups))
     if (bounds := graph.clip_bounds(node)) is not None:
         return _clip(x, *bounds)
-    if kind in _ELEMENTWISE:
+    if of.moments == "integrate":
         return _through(lambda t: node.target(t, *node.args[1:], **node.kwargs), x)
-    if kind == "add" and len(data) == 2:
-        a, b = data
-        total = Moments.gaussian(a.mean + b.mean, a.variance + b.variance)
-        low, high = (
-            torch.maximum(total.low, a.low + b.low),
-            torch.minimum(total.high, a.high + b.high),
-        )
-        return Moments(total.mean, total.variance, low, high)
-    if kind == "cat" and graph.argument(node, 1, "dim", 0) == 1:
-        parts = [[getattr(m, name) for m in data] for name in Moments.__dataclass_fields__]
+    if of.moments == "add" and len(others) == 1:
+        return _sum(x, *others)
+    if of.moments == "cat" and graph.argument(node, 1, "dim", 0) == 1:
+        parts = [[getattr(m, name) for m in (x, *others)] for name in Moments.__dataclass_fields__]
         return Moments(*(torch.cat(p) for p in parts))
-    if kind == "rescale":
-        k = next(a for a in node.args[:2] if not isinstance(a, fx.Node))
-        k = 1 / k if node.target is torch.ops.aten.div.Tensor else k
-        low, high = torch.minimum(x.low * k, x.high * k), torch.maximum(x.low * k, x.high * k)
-        return Moments(x.mean * k, x.variance * k * k, low, high)
-    keeps = kind in ("view", "flatten", "reshape") and len(graph.shape_of(node)) == 2
-    if kind in _SAME or (keeps and graph.shape_of(node)[1] == len(x.mean)):
-        return x
-    return None
+    if of.moments == "rescale":
+        return _times(x, node)
+    flat = of.reshapes and len(graph.shape_of(node)) == 2 and graph.shape_of(node)[1] == len(x.mean)
+    return x if of.moments == "keep" or flat else None
+
+
+def _sum(a: Moments, b: Moments) -> Moments:
+    """Independent summands; the range cannot be wider than the sum of both."""
+    total = Moments.gaussian(a.mean + b.mean, a.variance + b.variance)
+    low, high = torch.maximum(total.low, a.low + b.low), torch.minimum(total.high, a.high + b.high)
+    return Moments(total.mean, total.variance, low, high)
+
+
+def _times(x: Moments, node: fx.Node) -> Moments:
+    """A product with a number k: mean k mu, variance k^2 sigma^2."""
+    k = next(a for a in node.args[:2] if not isinstance(a, fx.Node))
+    k = 1 / k if node.target is torch.ops.aten.div.Tensor else k
+    low, high = torch.minimum(x.low * k, x.high * k), torch.maximum(x.low * k, x.high * k)
+    return Moments(x.mean * k, x.variance * k * k, low, high)
 
 
 def _channels_last(node: fx.Node) -> bool:
@@ -158,7 +150,8 @@ def calibrate_without_data(
             _set_range(gm, node, known)
         elif correct_bias and graph.is_layer(node) and is_weight(graph.weight_node(node)):
             x = known.get(graph.input_of(node))
-            if x is not None and graph.op(node) != "embedding" and not _channels_last(node):
+            table = graph.traits(node).role == "embedding"
+            if x is not None and not table and not _channels_last(node):
                 weight = graph.weight_of(gm, node)
                 error = graph.rounded_weight_of(gm, node) - weight
                 shift = bias_math.output_shift(error, x.mean, graph.groups_of(node))
@@ -170,8 +163,8 @@ def calibrate_without_data(
 def _set_range(gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Moments]) -> None:
     source = node.args[0]
     quantizer = gm.get_submodule(node.target)
-    if graph.op(source) in ("softmax", "sigmoid", "hardsigmoid"):
-        low, high = torch.zeros(()), torch.ones(())
+    if (within := graph.traits(source).within) is not None:
+        low, high = map(torch.tensor, within)
     elif source.op == "get_attr":
         value = graph.get(gm, source.target).detach()
         low, high = value.min(), value.max()

@@ -25,8 +25,8 @@ from torch.utils._pytree import tree_unflatten
 
 from minq import graph
 from minq.affine import sqnr
-from minq.batches import arguments_for, as_batches, batches_of, flat
 from minq.export import evaluation_copy, outside, unwrapped
+from minq.graph.batches import arguments_for, as_batches, batches_of, flatten_outputs
 from minq.ptq.before import rounded_parameters, without_rounding
 from minq.quantizer import Quantizer
 from minq.simulate import activation_quantizers, quantizers
@@ -160,14 +160,14 @@ def debug(
 
     def answers(on: set[str]) -> Tensor:
         with only(q, on):
-            return torch.cat([flat(call(q, b)) for b in batches])
+            return torch.cat([flatten_outputs(call(q, b)) for b in batches])
 
     def measure(on: set[str]) -> float:
         return sqnr(reference, answers(on))
 
     device = graph.device_of(q)
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        outputs = [flat(twin(*a, **k)) for a, k in args]
+        outputs = [flatten_outputs(twin(*a, **k)) for a, k in args]
         reference, off = torch.cat(outputs), answers(set())
         report = Report(
             exact=sqnr(reference, off),
@@ -176,9 +176,9 @@ def debug(
             activations=0.0,
             kinds=kinds,
             needed=_float_error(reference.dtype),
-            repeated=sqnr(outputs[0], flat(twin(*args[0][0], **args[0][1]))),
+            repeated=sqnr(outputs[0], flatten_outputs(twin(*args[0][0], **args[0][1]))),
         )
-        report.trained = bool(q.meta.get("trained")) and report.exact < report.needed
+        report.trained = graph.network_notes(q).trained and report.exact < report.needed
         if report.trained:
             reference = off
         report.quantized = measure(set(every))

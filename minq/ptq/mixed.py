@@ -22,8 +22,8 @@ from torch import nn
 
 from minq import graph
 from minq.affine import sqnr
-from minq.batches import as_batches, batches_of, flat
 from minq.export import capture
+from minq.graph.batches import as_batches, batches_of, flatten_outputs
 from minq.ptq.debug import call, only
 from minq.ptq.pipeline import Equalize, ptq
 from minq.ptq.rounding import Nearest, Rounding
@@ -85,7 +85,7 @@ def sensitivity(
 @torch.no_grad()
 def _outputs(q: nn.Module, batches: list[Any], on: set[str]) -> torch.Tensor:
     with only(q, on):
-        return torch.cat([flat(call(q, batch)) for batch in batches])
+        return torch.cat([flatten_outputs(call(q, batch)) for batch in batches])
 
 
 class Choice(NamedTuple):

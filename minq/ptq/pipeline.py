@@ -24,9 +24,9 @@ from torch import Tensor, fx, nn
 
 from minq import graph
 from minq._work import Bar
-from minq.batches import as_batches, batches_of
 from minq.export import capture, outside
 from minq.fold import fold
+from minq.graph.batches import as_batches, batches_of
 from minq.ptq import channels, readers
 from minq.ptq.balance import Balance
 from minq.ptq.before import set_rounded_weight
@@ -179,7 +179,7 @@ def calibrate(
 
     Args:
         gm: with quantizers, whose weights have their ranges; it is changed and returned.
-        batches: from ``minq.batches.batches_of``.
+        batches: from ``minq.graph.batches.batches_of``.
         exact: the parameters of the full-precision network.
         rounding, checkpoint, progress: see ``ptq``.
     """

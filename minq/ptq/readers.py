@@ -40,8 +40,6 @@ FEW = 25.0
 _MOST, _BATCHES = 2**19, 4
 """Values that each reader is tried on, and from how many batches they come."""
 
-_NORMS = frozenset({"layer_norm", "group_norm", "instance_norm", "rms_norm", "softmax"})
-
 
 @torch.no_grad()
 def choose_range(
@@ -112,17 +110,18 @@ def _behind(
     plain = False
     for user in node.users:
         kind, given = graph.op(user), [a for a in user.all_input_nodes if a is not node]
+        moves = graph.traits(user).role == "move"
         if is_quantizer(user):
             yield from _behind(gm, user, x, walk, k, before)
-        elif kind in graph.TRANSPARENT and not before and all(a in walk.quantized for a in given):
+        elif moves and not before and all(a in walk.quantized for a in given):
             known = {node: x} | {a: walk.quantized[a][k] for a in given}
             args, kwargs = fx.map_arg((user.args, user.kwargs), known.__getitem__)
             yield from _behind(gm, user, user.target(*args, **kwargs), walk, k)
-        elif kind in graph.TRANSPARENT | {"rescale"} and not given:
+        elif graph.traits(user).passes and not given:
             yield from _behind(gm, user, x, walk, k, (*before, _step(gm, node, user)))
         elif kind in ("add", "sub") and given and all(_spreads(a, user) for a in given):
             yield from _behind(gm, user, x, walk, k, (*before, _step(gm, node, user)))
-        elif kind in _NORMS and all(map(is_constant, given)):
+        elif _is_norm(user) and all(map(is_constant, given)):
             yield partial(_one_after_another, (*before, _step(gm, node, user))), x
         else:
             plain = True
@@ -134,11 +133,15 @@ def _meets_norm(node: fx.Node) -> bool:
     """Whether ``_behind`` would find a norm."""
     for user in node.users:
         kind, given = graph.op(user), [a for a in user.all_input_nodes if a is not node]
-        passed = is_quantizer(user) or kind in graph.TRANSPARENT | {"rescale"}
+        passed = is_quantizer(user) or graph.traits(user).passes
         passed = passed or (kind in ("add", "sub") and all(_spreads(a, user) for a in given))
-        if kind in _NORMS or (passed and _meets_norm(user)):
+        if _is_norm(user) or (passed and _meets_norm(user)):
             return True
     return False
+
+
+def _is_norm(node: fx.Node) -> bool:
+    return bool(graph.traits(node).normalizes) and graph.op(node) != "log_softmax"
 
 
 def _one_after_another(steps: tuple[Reader, ...], x: Tensor) -> Tensor:

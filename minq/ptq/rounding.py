@@ -105,7 +105,7 @@ class _OnRows(Rounding):
 
 
 def _has_rows(node: fx.Node) -> bool:
-    return graph.op(node) in graph.CONVOLUTIONS | {"linear"}
+    return graph.traits(node).role in ("convolution", "linear")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from minq import graph
-from minq.batches import batches_of
+from minq.graph.batches import batches_of
 from minq.ptq import equalize
 
 
@@ -81,7 +81,7 @@ def _restore(gm: fx.GraphModule, node: fx.Node, users: list[fx.Node], s: Tensor)
     """Multiply by s in front of all that is no linear layer."""
     if not users:
         return
-    name = graph.unused(gm, f"{node.name}_{graph.SMOOTHING}")
+    name = graph.unused(gm, f"{node.name}_smoothing")
     gm.register_buffer(name, s)
     with gm.graph.inserting_after(node):
         constant = gm.graph.get_attr(name)
@@ -89,5 +89,6 @@ def _restore(gm: fx.GraphModule, node: fx.Node, users: list[fx.Node], s: Tensor)
         product = gm.graph.call_function(torch.ops.aten.mul.Tensor, (node, constant))
     product.meta.update(node.meta)
     constant.meta["val"] = s
+    graph.note(constant, smoothing=True)
     for user in users:
         user.replace_input_with(node, product)

@@ -60,7 +60,7 @@ class Run(dict[fx.Node, Batches]):
         if node.op == "output":  # few steps read it, and it may be the largest of all
             return Again(of_batch, len(self.storage.lengths), 0)
         again = max((v.layers for v in values.values() if isinstance(v, Again)), default=0)
-        layers = again + (graph.op(node) in graph.LAYERS | graph.PRODUCTS)
+        layers = again + (graph.traits(node).multiplies)
         return self.storage.keep(of_batch, layers, quantizer)
 
     def quantizer(self, node: fx.Node) -> Quantizer | None:
@@ -89,8 +89,8 @@ class Walk:
             walk.quantized[node.args[0]]  # the same in the quantized network; this node's not yet
 
     gm: a graph with quantizers; they act in the quantized run only. batches: from
-        ``minq.batches.batches_of``. exact_parameters: parameters by name that the exact run uses
-        in place of those in ``gm``.
+        ``minq.graph.batches.batches_of``. exact_parameters: parameters by name that the exact run
+        uses in place of those in ``gm``.
 
     A value is dropped after its last reader. Where nothing in front of an operator is quantized,
     the two runs share one tensor. Values of more than ``kept`` bytes on all data are not stored but
@@ -229,7 +229,7 @@ def activation_of(gm: fx.GraphModule, node: fx.Node, groups: int) -> Callable | 
     if len(node.users) != 1:
         return None
     (user,) = node.users
-    if graph.op(user) not in graph.FUSED - {"prelu"}:
+    if graph.traits(user).role != "activation" or graph.op(user) == "prelu":
         return None
     if (bounds := graph.clip_bounds(user, -1 if graph.op(node) == "linear" else 1)) is not None:
         if all(v.ndim == 0 for v in bounds):

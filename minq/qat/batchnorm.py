@@ -27,8 +27,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from minq import graph
-from minq.batches import arguments_for
-from minq.network import operator, operator_name
+from minq.graph.batches import arguments_for
+from minq.graph.network import operator, operator_name
 from minq.quantizer import Quantizer
 from minq.simulate import is_weight
 
@@ -85,7 +85,7 @@ class _Layer:
         self.quantizer = quantizer  # the name that its quantizer will have again
         self.target, self.rest = node.target, node.args[3:]
         self.kwargs = {k: v for k, v in node.kwargs.items() if k != "bias"}
-        self.transposed = graph.op(node) in graph.TRANSPOSED
+        self.transposed = graph.traits(node).role == "transposed"
         self.groups = graph.groups_of(node)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,9 +100,9 @@ class _Layer:
     def scaled(self, weight: Tensor, factor: Tensor) -> Tensor:
         """The weight with every output multiplied, in the layout that the operator reads."""
         if self.transposed:
-            weight = graph.turn(weight, self.groups)
+            weight = graph.transpose_weight(weight, self.groups)
         scaled = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
-        return graph.turn(scaled, self.groups) if self.transposed else scaled
+        return graph.transpose_weight(scaled, self.groups) if self.transposed else scaled
 
 
 def _columns(v: Tensor, y: Tensor) -> Tensor:
@@ -125,14 +125,18 @@ class BatchNorm(ABC):
         In eval mode the network does what it did before.
         """
         for name, node in graph.layers(gm).items():
-            if "moments" not in node.meta or not is_weight(graph.weight_node(node)):
+            known = graph.notes_of(node).statistics
+            if known is None or not is_weight(graph.weight_node(node)):
                 continue
-            new = self.insert(gm, name, node)
-            new.meta |= {k: v for k, v in node.meta.items() if k != "moments"}
+            new = self.insert(gm, name, node, known)
+            new.meta.update(node.meta)
+            graph.note(new, statistics=None)
         return graph.tidy(gm)
 
     @abstractmethod
-    def insert(self, gm: fx.GraphModule, name: str, layer: fx.Node) -> fx.Node:
+    def insert(
+        self, gm: fx.GraphModule, name: str, layer: fx.Node, known: graph.Statistics
+    ) -> fx.Node:
         """Put a batch norm behind one layer, or in its place; returns its node."""
 
 
@@ -145,7 +149,9 @@ class Fold(BatchNorm):
     def restore(self, gm: fx.GraphModule) -> fx.GraphModule:
         return gm
 
-    def insert(self, gm: fx.GraphModule, name: str, layer: fx.Node) -> fx.Node:
+    def insert(
+        self, gm: fx.GraphModule, name: str, layer: fx.Node, known: graph.Statistics
+    ) -> fx.Node:
         return layer
 
 
@@ -158,13 +164,15 @@ class Keep(BatchNorm):
 
     reestimate: int = 0
 
-    def insert(self, gm: fx.GraphModule, name: str, layer: fx.Node) -> fx.Node:
+    def insert(
+        self, gm: fx.GraphModule, name: str, layer: fx.Node, known: graph.Statistics
+    ) -> fx.Node:
         if gm.get_submodule(graph.weight_node(layer).target).granularity.axis is None:
             raise ValueError(
                 f"{name} has one scale for all channels, so batch norm cannot be folded into it "
                 "after training; pass per_channel=True, or batch_norm='fold'"
             )
-        mean, variance = layer.meta["moments"]
+        mean, variance = known
         module = _identity(KeptBatchNorm(len(mean)), mean, variance, graph.bias_of(gm, layer))
         place = _add(gm, name, module)
         with gm.graph.inserting_after(layer):
@@ -181,9 +189,11 @@ class Dynamic(BatchNorm):
 
     reestimate: int = 0
 
-    def insert(self, gm: fx.GraphModule, name: str, layer: fx.Node) -> fx.Node:
+    def insert(
+        self, gm: fx.GraphModule, name: str, layer: fx.Node, known: graph.Statistics
+    ) -> fx.Node:
         source = graph.weight_node(layer)
-        mean, variance = layer.meta["moments"]
+        mean, variance = known
         module = DynamicallyFoldedLayer(
             _Layer(layer, source.target), gm.get_submodule(source.target), len(mean)
         )
@@ -259,7 +269,8 @@ def remove(gm: fx.GraphModule) -> fx.GraphModule:
             _multiply_range(gm.get_submodule(graph.weight_node(layer).target), factor)
         graph.set_weight(gm, layer, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)))
         graph.set_bias(gm, layer, bias)
-        layer.meta["moments"] = module.bias.detach().clone(), module.weight.detach() ** 2
+        beta, gamma = module.bias.detach(), module.weight.detach()
+        graph.note(layer, statistics=graph.Statistics(beta.clone(), gamma**2))
         node.replace_all_uses_with(layer)
         gm.graph.erase_node(node)
     return graph.tidy(gm)

@@ -85,8 +85,7 @@ def prepare(
         equalize=equalize,
         progress=progress,
     )
-    gm.meta["trained"] = True  # from now on the weights may go where they like
-    gm.meta.pop("added", None)
+    graph.note_network(gm, trained=True, added={})  # from now on the weights go where they like
     for parameter in gm.parameters():  # a fixed layer of the model trains here too
         parameter.requires_grad_(parameter.is_floating_point())
     for quantizer in _quantizers(gm):
@@ -245,21 +244,22 @@ def split_batch(gm: fx.GraphModule, batch: Any) -> tuple[tuple, Any]:
     if isinstance(batch, Mapping):
         if "labels" not in batch:
             raise ValueError(f'a batch needs its target under "labels", not only {list(batch)}')
-        values = [v for k, v in batch.items() if k != "labels"]
-        if keys := gm.meta.get("dict"):
-            values = [{k: batch[k] for k in keys}]
-        elif keywords := gm.meta.get("keywords"):
-            values = [batch[k] for k in keywords]
+        values, notes = [v for k, v in batch.items() if k != "labels"], graph.network_notes(gm)
+        if notes.keys:
+            values = [{k: batch[k] for k in notes.keys}]
+        elif notes.keywords:
+            values = [batch[k] for k in notes.keywords]
         inputs, target = tuple(values), batch["labels"]
     elif isinstance(batch, (tuple, list)) and len(batch) > 1:
-        taken = min(gm.meta.get("arguments", len(batch)), len(batch) - 1)
+        arguments = graph.network_notes(gm).arguments
+        taken = len(batch) - 1 if arguments is None else min(arguments, len(batch) - 1)
         inputs, target = tuple(batch[:taken]), batch[-1]
     else:
         raise TypeError(
             "a batch must be (inputs ..., target), or a dict with the target under "
             f'"labels", not {type(batch).__name__}'
         )
-    return graph.beside(gm, (inputs, target))
+    return graph.to_device_of(gm, (inputs, target))
 
 
 def _length(loader: Any) -> int:

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from minq import graph
 from minq.affine import sqnr
-from minq.batches import flat
 from minq.deploy import cost, integer, onnx
 from minq.export import capture
 from minq.fold import fold
+from minq.graph.batches import flatten_outputs
 from minq.ptq import channels
 from minq.ptq.pipeline import ptq
 from minq.simulate import activation_quantizers, insert_quantizers, quantizers
@@ -53,7 +53,7 @@ def answers(model: nn.Module, x: Any) -> Tensor:
     """All numbers that a network answers."""
     with torch.no_grad():
         y = model(**x) if isinstance(x, Mapping) else model(x)
-    return flat(dict(y) if isinstance(y, Mapping) else y)
+    return flatten_outputs(dict(y) if isinstance(y, Mapping) else y)
 
 
 # --- The measures ---------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import minq
 from minq._work import write_whole
 from minq.affine import sqnr
-from minq.batches import flat
 from minq.export import capture
+from minq.graph.batches import flatten_outputs
 from minq.ptq.pipeline import ptq
 from minq.ptq.rounding import AdaRound, Nearest
 from minq.qat.batchnorm import Keep
@@ -53,7 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {"naive": NAIVE, "pipeline": MSE}
 def run(model: nn.Module, x: Tensor, batch: int = 125) -> Any:
     """The model's answers to many inputs, a batch at a time."""
     with torch.no_grad():
-        return torch.cat([flat(model(b)) for b in x.split(batch)])
+        return torch.cat([flatten_outputs(model(b)) for b in x.split(batch)])
 
 
 # --- Table 1 on small networks --------------------------------------------------------------------

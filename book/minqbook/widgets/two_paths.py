@@ -151,9 +151,9 @@ def _layer_of(q: Any, name: str, node: Any, values: Mapping[Any, Any]) -> dict[s
     if kind not in ("conv2d", "linear"):
         raise ValueError(f"{name} is a {kind}; the picture knows conv2d and linear")
     source, users = graph.input_of(node), list(node.users)
-    while not is_quantizer(source) and graph.op(source) in graph.TRANSPARENT:
+    while not is_quantizer(source) and graph.traits(source).role == "move":
         source = source.all_input_nodes[0]
-    act = users[0] if len(users) == 1 and graph.op(users[0]) in _CLAMPS else None
+    act = users[0] if len(users) == 1 and graph.traits(users[0]).clip else None
     users = list(act.users) if act is not None else users
     ends = source, graph.weight_node(node), users[0]
     if not all(map(is_quantizer, ends)):
@@ -190,7 +190,7 @@ def _layer_of(q: Any, name: str, node: Any, values: Mapping[Any, Any]) -> dict[s
         "dilation": dilation, "groups": graph.groups_of(node), "bias": b_int.tolist(),
         "s_x": s_x[0], "z_x": z_x, "s_w": s_w, "s_y": s_y[0], "z_y": z_y,
         "x_grid": list(q_x.grid), "y_grid": list(q_y.grid), "x": x_int, "weight": w_int,
-        "limits": _limits(act, values, len(w_int)),
+        "limits": _limits(act, len(w_int)),
     }  # fmt: skip
     k = math.prod(w_int.shape[1:])
     if k * math.prod(layer["out"]) > WORK:
@@ -201,30 +201,20 @@ def _layer_of(q: Any, name: str, node: Any, values: Mapping[Any, Any]) -> dict[s
     return layer
 
 
-_CLAMPS = {"relu": (0.0, None), "relu6": (0.0, 6.0), "hardtanh": (-1.0, 1.0), "clamp": (None, None),
-           "clamp_min": (None, None)}  # fmt: skip
-
-
-def _limits(act: Any, values: Mapping[Any, Any], outputs: int) -> list[list[float | None]]:
-    """Where the activation function clamps, in real numbers: one [low, high], or one per output."""
+def _limits(act: Any, outputs: int) -> list[list[float | None]]:
+    """Where the activation function clips, in real numbers: one [low, high], or one per output."""
     from minq import graph
 
     if act is None:
         return [[None, None]]
-    name = graph.op(act)
-    ends = list(_CLAMPS[name])
-    if name in ("hardtanh", "clamp", "clamp_min"):
-        keys = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
-        for place, key in enumerate(keys[: 1 if name == "clamp_min" else 2]):
-            ends[place] = graph.argument(act, place + 1, key, ends[place])
-    ends = [values.get(e, e) if hasattr(e, "op") else e for e in ends]
-    columns = [
-        [None if e is None else float(v) for v in np.ravel(0.0 if e is None else e)] for e in ends
-    ]
-    if any(len(c) not in (1, outputs) for c in columns):
-        raise ValueError(f"{name} clamps neither all outputs alike nor each channel as a whole")
-    count = max(map(len, columns))
-    return [list(p) for p in zip(*(c * count if len(c) == 1 else c for c in columns), strict=True)]
+    bounds = graph.clip_bounds(act)
+    if bounds is None or any(v.numel() not in (1, outputs) for v in bounds):
+        raise ValueError(
+            f"{graph.op(act)} clips neither all outputs alike nor each channel as a whole"
+        )
+    count = max(v.numel() for v in bounds)
+    columns = (v.double().reshape(-1).expand(count).tolist() for v in bounds)
+    return [[None if math.isinf(v) else v for v in pair] for pair in zip(*columns, strict=True)]
 
 
 def _range(limits: list[float | None], scale: float, zero_point: int, n: int, p: int) -> list[int]:

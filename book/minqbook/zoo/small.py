@@ -152,7 +152,7 @@ def evaluate(
         raise ValueError(f"{len(inputs)} inputs and {len(answers)} answers; one answer for each")
     batches = inputs.split(check_count(batch, "batch"))
     if isinstance(model, nn.Module):
-        batches = graph.beside(model, batches)
+        batches = graph.to_device_of(model, batches)
     outputs = [tree_map_only(Tensor, Tensor.cpu, model(x)) for x in batches]
     if name == "segmenter":
         count = outputs[0].shape[1]

@@ -35,35 +35,32 @@ from minq.deploy.compiler.forms import (
     Term,
 )
 from minq.export import unwrapped
-from minq.network import Network, call_of
+from minq.graph import Network, call_of, note_network
 from minq.quantizer import Quantizer
 from minq.simulate import is_quantizer, place
 
 aten = torch.ops.aten
 
-_NORMS = frozenset("layer_norm rms_norm group_norm instance_norm".split())
-_CONVERSIONS = frozenset("to _to_copy type_as convert_element_type".split())
-
 HANDLERS: dict[str, Callable] = {
-    **dict.fromkeys(graph.TRANSPARENT, moves.move),
-    **dict.fromkeys(graph.MAKERS, tables.made),
-    **dict.fromkeys(graph.JOINS, moves.join),
-    **dict.fromkeys(graph.CONVOLUTIONS | graph.TRANSPOSED | {"linear"}, linear.layer),
-    **dict.fromkeys(graph.PRODUCTS | {"mul"}, linear.product),
-    **dict.fromkeys(graph.FUSED, linear.fused),
-    **dict.fromkeys(linear.RATIONAL, linear.rational),
-    **dict.fromkeys(("add", "sub", "rsub"), linear.add),
-    **dict.fromkeys(graph.FUNCTIONS, tables.pointwise),
-    **dict.fromkeys(("softmax", "log_softmax"), tables.softmax),
-    **dict.fromkeys(_NORMS, tables.norm),
-    **dict.fromkeys(_CONVERSIONS, tables.converted),
+    "layer": linear.layer,
+    "product": linear.product,
+    "fused": linear.fused,
+    "rational": linear.rational,
+    "add": linear.add,
     "neg": linear.neg,
     "rescale": linear.rescale,
     "batch_norm": linear.batch_norm,
+    "pointwise": tables.pointwise,
+    "softmax": tables.softmax,
+    "norm": tables.norm,
     "embedding": tables.embedding,
-    **dict.fromkeys(("argmax", "argmin", "argsort"), moves.move),
+    "make": tables.made,
+    "convert": tables.converted,
+    "move": moves.move,
+    "join": moves.join,
 }
-"""What makes a form of an operator; it raises ``Island`` where there is none."""
+"""What makes a form of an operator, by the lowering that the table of operators names for it; it
+raises ``Island`` where there is none."""
 
 
 class Compiler:
@@ -97,7 +94,7 @@ class Compiler:
             self.forms[node] = getattr(self, f"_{node.op}")(node)
         self.graph.set_codegen(copy.deepcopy(q.graph._codegen))
         self.program = Network(self.root, self.graph, "IntegerProgram").eval()
-        self.program.meta.update(call_of(q))
+        note_network(self.program, **call_of(q))
         self.graph.eliminate_dead_code()
         self.program.delete_all_unused_submodules()
         self.program.recompile()
@@ -146,7 +143,7 @@ class Compiler:
         return Constant(values, scale)
 
     def _call_function(self, node: fx.Node) -> Any:
-        kind = graph.op(node)
+        kind, of = graph.op(node), graph.traits(node)
         if self._is_known(node):
             return self._known_form(node)
         if not _tensors(node):  # a size, or a number that is read off data
@@ -154,13 +151,13 @@ class Compiler:
             return Plain(self.copy(node, self.shaped if of_shape else self.real_or_plain))
         inputs = [self.forms[x] for x in node.all_input_nodes]
         try:
-            if kind in graph.MAKERS | _CONVERSIONS:
-                return HANDLERS[kind](self, node)
+            if of.integer in ("make", "convert"):
+                return HANDLERS[of.integer](self, node)
             if all(isinstance(form, Plain) for form in inputs):
                 return self._of_no_data(node)
-            if any(isinstance(f, Function) for f in inputs) and kind in tables.MORE:
+            if any(isinstance(f, Function) for f in inputs) and of.tabulated:
                 return tables.pointwise(self, node)
-            handler = HANDLERS.get(kind)
+            handler = HANDLERS.get(of.integer)
             if handler is None:
                 raise Island("no integer form")
             form = handler(self, node)
@@ -260,7 +257,7 @@ class Compiler:
         """The operator itself, on real numbers; named, unless it only moves what is no integer."""
         kind = graph.op(node)
         forms = [self.forms[x] for x in node.all_input_nodes]
-        moves_floats = kind in graph.TRANSPARENT | graph.JOINS and not any(
+        moves_floats = graph.traits(node).role in ("move", "join") and not any(
             isinstance(f, Sum | Hidden | Pieces | Function | Normalized | Rows) for f in forms
         )
         if not moves_floats:
@@ -337,7 +334,7 @@ class Compiler:
             return form.values.double()
         if isinstance(form, Constant):
             return form.values * form.scale
-        if isinstance(form, Filled) and all(map(graph.fixed, graph.shape_of(node))):
+        if isinstance(form, Filled) and all(map(graph.is_fixed, graph.shape_of(node))):
             return torch.full([*map(int, graph.shape_of(node))], form.value).double()
         if node in self._known:  # whole numbers
             return self._known[node].double()

@@ -37,12 +37,6 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
-RATIONAL = frozenset(
-    """mean sum cumsum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d""".split()
-)
-"""Linear functions with rational coefficients, which integers compute up to a common factor."""
-
 
 # --- Layers and products --------------------------------------------------------------------------
 
@@ -54,10 +48,10 @@ def layer(c: Compiler, node: fx.Node) -> Sum:
     if not isinstance(w, Constant) or not isinstance(b, Parameter | None):
         raise Island("its weight is not quantized")
     x = c.grid(node.args[0])
-    transposed, groups = kind in graph.TRANSPOSED, graph.groups_of(node)
+    transposed, groups = graph.traits(node).role == "transposed", graph.groups_of(node)
     if w.scale.numel() > 1 and w.scale.shape[int(transposed)] != w.scale.numel():
         raise Island("its weight has more scales than outputs")
-    rows = (graph.turn(w.values, groups) if transposed else w.values).flatten(1)
+    rows = (graph.transpose_weight(w.values, groups) if transposed else w.values).flatten(1)
     scale = w.scale.reshape(-1) * x.scale
     b_int = torch.zeros(len(rows), dtype=torch.int64)
     if b is not None:
@@ -103,7 +97,7 @@ def _geometry(node: fx.Node, dims: int) -> tuple[dict[str, Any], list[int]]:
     if kind == "linear":
         return {}, []
     groups = graph.groups_of(node)
-    if kind in graph.TRANSPOSED:
+    if graph.traits(node).role == "transposed":
         names = (("stride", 1), ("padding", 0), ("output_padding", 0), ("groups", 1),
                  ("dilation", 1))  # fmt: skip
         return {k: argument(node, 3 + i, k, v) for i, (k, v) in enumerate(names)}, []
@@ -115,13 +109,13 @@ def _geometry(node: fx.Node, dims: int) -> tuple[dict[str, Any], list[int]]:
 
 def product(c: Compiler, node: fx.Node) -> Any:
     """Two tensors multiplied, as matrices or element by element; zero-points are subtracted."""
-    matrices = graph.op(node) in graph.PRODUCTS
+    matrices = graph.traits(node).role == "product"
     if not matrices and (scaled := _by_a_constant(c, node)) is not None:
         return scaled
     a, b = (c.factor(x) for x in node.args[:2])
     scale = _scale_of_product(a.scale, b.scale, node, matrices)
     width = graph.shape_of(node.args[0])[-1] if matrices else 1
-    if not graph.fixed(width):
+    if not graph.is_fixed(width):
         raise Island("its sums have any length")
     corners = [(u - a.zero) * (v - b.zero) for u in (a.low, a.high) for v in (b.low, b.high)]
     module = kernels.Product(node.target, (a.zero, b.zero))
@@ -288,23 +282,17 @@ def _clamped(c: Compiler, node: fx.Node, x: Any) -> Any:
         if slope.numel() > 1:
             slope = slope.reshape([-1] + [1] * (len(graph.shape_of(node)) - 2))
         return replace(x, slope=slope.reshape(()) if slope.numel() == 1 else slope)
-    low, high = {
-        "relu": (0.0, None), "relu6": (0.0, 6.0), "clamp_max": (None, node.args[-1]),
-    }.get(kind) or (
-        argument(node, 1, "min_val" if kind == "hardtanh" else "min",
-                 -1.0 if kind == "hardtanh" else None),
-        argument(node, 2, "max_val" if kind == "hardtanh" else "max",
-                 1.0 if kind == "hardtanh" else None),
-    )  # fmt: skip
-    low, high = _bound(c, low, -INF), _bound(c, high, INF)
+    ends = graph.clip_arguments(node)
+    assert ends is not None, f"{kind} has no lowering"
+    low, high = _bound(c, ends[0], -INF), _bound(c, ends[1], INF)
     # As torch does: first up to low, then down to high.
     bounds = [torch.minimum(torch.maximum(v, low), high) for v in (x.low, x.high)]
     return replace(x, low=bounds[0], high=bounds[1])
 
 
-def _bound(c: Compiler, value: Any, default: Tensor) -> Tensor:
+def _bound(c: Compiler, value: Any, missing: Tensor) -> Tensor:
     if value is None:
-        return default
+        return missing
     if isinstance(value, fx.Node):
         return c.values(value)
     return torch.tensor(float(value), dtype=torch.float64)

@@ -36,47 +36,27 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
-FLOAT_ONLY = frozenset(
-    """max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
-    upsample_nearest1d upsample_nearest2d upsample_nearest3d pad im2col max_unpool2d max_unpool3d
-    max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices""".split()
-)
-"""Moves that torch does not offer for all integers."""
-
-ORDERED = frozenset(
-    """max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices
-    max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin
-    aminmax max min maximum minimum fmax fmin topk sort argsort argmax argmin median kthvalue cummax
-    cummin""".split()
-)
-"""Moves that look which of two values is larger."""
-
-SHAPED = frozenset({"view_as", "reshape_as", "expand_as"})
-"""Moves whose second operand is only a shape."""
-
-AROUND_ZERO = frozenset("tril triu im2col diag_embed max_unpool2d max_unpool3d".split())
-"""Moves that fill up with zeros."""
-
 
 def move(c: Compiler, node: fx.Node) -> Any:
     first, *others = node.args
-    kind, form = graph.op(node), c.forms.get(first) if isinstance(first, fx.Node) else None
-    more = [] if kind in SHAPED else node.all_input_nodes[1:]
+    of, form = graph.traits(node), c.forms.get(first) if isinstance(first, fx.Node) else None
+    fills = of.value_at is not None
+    more = [] if of.shape_operand else node.all_input_nodes[1:]
     if form is None or any(not isinstance(c.forms[x], Plain) for x in more):
         raise Island("it joins several tensors")
-    if isinstance(form, Filled) and kind not in AROUND_ZERO | FILLING and _one(node):
+    if isinstance(form, Filled) and not (of.zero_fill or fills) and _one(node):
         return Filled(_call(c, node, form.node, others), form.value)
-    if isinstance(form, Hidden) and kind not in ORDERED | AROUND_ZERO | FILLING:
+    if isinstance(form, Hidden) and not (of.ordered or of.zero_fill or fills):
         return replace(form, term=replace(form.term, node=_call(c, node, form.term.node, others)))
     x = c.factor(first)
     if x.scale.ndim:
         raise Island("its input has several scales")
-    if kind in ORDERED:
+    if of.ordered:
         x = _upwards(c, x)
-    if kind in AROUND_ZERO and x.zero:
+    if of.zero_fill and x.zero:
         x = _around_zero(c, x)
-    if kind in FILLING:
-        filled = _filled(c, node, kind, others, x)
+    if fills:
+        filled = _filled(c, node, others, x)
         if not isinstance(filled, list):
             return filled
         others = filled
@@ -92,9 +72,9 @@ def _one(node: fx.Node) -> bool:
 
 def _call(c: Compiler, node: fx.Node, x: fx.Node, others: list) -> fx.Node:
     """The same operator on other values."""
-    new_of = c.shaped if graph.op(node) in SHAPED else c.plain
+    new_of = c.shaped if graph.traits(node).shape_operand else c.plain
     args, kwargs = fx.map_arg((tuple(others), dict(node.kwargs)), new_of)
-    if graph.op(node) in FLOAT_ONLY:
+    if graph.traits(node).float_kernel:
         return c.module(place(node), kernels.Move(node.target), (x, *args), kwargs)
     return c.graph.call_function(node.target, (x, *args), kwargs)
 
@@ -117,19 +97,16 @@ def _around_zero(c: Compiler, x: Term) -> Term:
 
 # --- Filling up -----------------------------------------------------------------------------------
 
-FILLING = frozenset({"constant_pad_nd", "pad", "masked_fill", "index_fill"})
 
-
-def _filled(c: Compiler, node: fx.Node, kind: str, others: list, x: Term) -> list | Hidden | Pieces:
+def _filled(c: Compiler, node: fx.Node, others: list, x: Term) -> list | Hidden | Pieces:
     """The level of the value that fills up, among the arguments; or scores that are hidden."""
-    at = {"pad": 3, "index_fill": 3}.get(kind, 2)
-    if kind == "pad" and graph.argument(node, 2, "mode", "constant") != "constant":
+    at, value = graph.traits(node).value_at, graph.fill_value(node)
+    if value is None:
         return others
-    value = graph.argument(node, at, "value", 0.0)
     if isinstance(value, fx.Node):
         raise Island("what it fills up with is not a number")
-    value = float(value or 0.0)
-    padding = [*others, "constant"] if kind == "pad" and len(others) == 1 else others
+    assert at is not None
+    padding = [*others, "constant"] if graph.op(node) == "pad" and len(others) == 1 else others
 
     def fill(new: fx.Node, level: Any) -> fx.Node:
         return _call(c, node, new, [*padding[: at - 1], level])
@@ -172,7 +149,7 @@ def masked_fill(c: Compiler, mask: Tensor, x: fx.Node, value: int) -> fx.Node:
 
 def join(c: Compiler, node: fx.Node) -> Any:
     """cat, where, maximum, ...: on the one grid that all parts lie on, or rounded to one later."""
-    kind, parts = graph.op(node), graph.parts_of(node)
+    kind, parts = graph.op(node), graph.operands(node)
     if graph.argument(node, 3, "accumulate", False) is True and kind == "index_put":
         raise Island("it adds up")
     if kind != "where" and not all(isinstance(p, fx.Node) for p in parts):
@@ -201,7 +178,7 @@ def join(c: Compiler, node: fx.Node) -> Any:
         x = terms[0]
         same = all(t is not None and t.scale == x.scale and t.zero == x.zero for t in terms)
         rest = [f for f in forms if not isinstance(f, Sum)]
-        if kind in ORDERED and not x.scale > 0:
+        if graph.traits(node).ordered and not x.scale > 0:
             same = False
         if same and all(_on_grid(f, x) for f in rest):
             return _on_one_grid(c, forms, x, together)

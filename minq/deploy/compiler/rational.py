@@ -24,7 +24,7 @@ def denominator(node: fx.Node) -> int:
         return count(node)
     dims = int(kind[-2])  # "avg_pool2d"
     sizes = list(zip(graph.shape_of(x)[-dims:], graph.shape_of(node)[-dims:], strict=True))
-    if not all(str(size).isdigit() for pair in sizes for size in pair):
+    if not all(graph.is_fixed(size) for pair in sizes for size in pair):
         raise Island("its sizes vary")
     sizes = [(int(a), int(b)) for a, b in sizes]
     if kind.startswith("avg_pool"):
@@ -46,7 +46,7 @@ def _pool_denominator(node: fx.Node, dims: int) -> int:
     if (override := graph.argument(node, 6, "divisor_override")) is not None:
         return abs(int(override))
     kernel, padding = (
-        graph._each(graph.argument(node, k, name, default), dims)
+        graph.each(graph.argument(node, k, name, default), dims)
         for k, name, default in ((1, "kernel_size", 1), (3, "padding", 0))
     )
     partial = any(padding) and not graph.argument(node, 5, "count_include_pad", True)
@@ -60,7 +60,7 @@ def count(node: fx.Node) -> int:
     shape, dims = graph.shape_of(node.args[0]), graph.argument(node, 1, "dim")
     dims = range(len(shape)) if dims in (None, []) else dims
     sizes = [shape[d] for d in ([dims] if isinstance(dims, int) else dims)]
-    if not all(str(size).isdigit() for size in sizes):
+    if not all(map(graph.is_fixed, sizes)):
         raise Island("it goes over the batch")
     return math.prod(map(int, sizes))
 

@@ -34,9 +34,6 @@ from minq.deploy.normalize import LayerNorm, LogSoftmax, Softmax
 if TYPE_CHECKING:
     from minq.deploy.compiler.compile import Compiler
 
-MORE = frozenset("add sub rsub neg rescale mul div pow".split())
-"""What is such a function too, where all operands but one are numbers."""
-
 
 # --- Tables ---------------------------------------------------------------------------------------
 
@@ -73,24 +70,18 @@ def converted(c: Compiler, node: fx.Node) -> Any:
 
 def made(c: Compiler, node: fx.Node) -> Any:
     """zeros, ones, full and their like: one number in a new tensor."""
-    kind = graph.op(node)
     if not graph.is_float(node):
         return Plain(c.copy(node, c.shaped))
-    value: Any = None
-    if "zeros" in kind or "ones" in kind:
-        value = float("ones" in kind)
-    elif "full" in kind or kind in ("fill", "scalar_tensor"):
-        at = {"new_full": 2, "scalar_tensor": 0}.get(kind, 1)
-        value = node.args[at] if len(node.args) > at else node.kwargs.get("fill_value")
-    if not isinstance(value, int | float):
+    value = graph.fill_value(node)
+    if not isinstance(value, float):
         return Real(c.copy(node, c.real_or_plain))  # arange, linspace, eye
-    if kind == "fill":
+    if graph.op(node) == "fill":
         shape = (c.shaped(node.args[0]), value)
         new = c.graph.call_function(torch.ops.aten.full_like.default, shape)
     else:
         new = c.copy(node, c.shaped)
     new.update_kwarg("dtype", torch.float64)
-    return Filled(new, float(value))
+    return Filled(new, value)
 
 
 # --- Rows -----------------------------------------------------------------------------------------
@@ -128,7 +119,7 @@ def norm(c: Compiler, node: fx.Node) -> Normalized:
         if eps is None:  # as torch does: of the type of its input
             eps = torch.finfo(torch.float64).eps
     else:
-        if not all(map(graph.fixed, shape[1:])):
+        if not all(map(graph.is_fixed, shape[1:])):
             raise Island("its rows have any length")
         channels = int(shape[1])
         affine = [channels] + [1] * (len(shape) - 2)

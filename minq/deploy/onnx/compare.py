@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from minq.batches import batches_of
 from minq.deploy.integer import simulation
 from minq.deploy.onnx import engine, outputs
 from minq.deploy.onnx.translate import batch_is_fixed, sample
+from minq.graph.batches import batches_of
 from minq.simulate import quantizers
 
 

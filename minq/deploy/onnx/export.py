@@ -71,7 +71,7 @@ def _captured(q: Any, example: Any) -> fx.GraphModule:
     q = unwrapped(q)
     if not isinstance(q, nn.Module):
         raise TypeError(f"q must be a torch.nn.Module, not {type(q).__name__}")
-    if isinstance(q, fx.GraphModule) and q.meta.get("minq"):
+    if graph.is_captured(q):
         gm = graph.on_cpu(q)
     elif any(isinstance(module, Quantizer) for module in q.modules()):
         raise ValueError(

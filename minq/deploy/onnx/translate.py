@@ -81,14 +81,14 @@ def translate(gm: fx.GraphModule) -> ir.Model:
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     model.metadata_props["minq.outputs"] = places
-    if sizes := gm.meta.get("sizes"):
+    if sizes := graph.network_notes(gm).sizes:
         model.metadata_props["minq.sizes"] = " and ".join(sizes)
     return model
 
 
 def _as_rows(g: fx.Graph, node: fx.Node) -> None:
     """linear(x) = linear(rows of x): ONNX has a layer with a bias for matrices only."""
-    sizes = [int(n) if graph.fixed(n) else -1 for n in graph.shape_of(node)]
+    sizes = [int(n) if graph.is_fixed(n) else -1 for n in graph.shape_of(node)]
     if len(sizes) == 2 or sizes.count(-1) > 1:
         return
     reshape, x = torch.ops.aten.reshape.default, graph.input_of(node)
@@ -106,13 +106,13 @@ def sample(node: fx.Node) -> Tensor:
     value = node.meta["val"]
     if not isinstance(value, Tensor):
         raise ValueError(f"input {node.target} is not a tensor; only tensors can be exported")
-    shape = [int(size) if graph.fixed(size) else 2 for size in value.shape]
+    shape = [int(size) if graph.is_fixed(size) else 2 for size in value.shape]
     return torch.zeros(shape, dtype=value.dtype)
 
 
 def batch_is_fixed(node: fx.Node) -> bool:
     shape = graph.shape_of(node)
-    return not shape or graph.fixed(shape[0])
+    return not shape or graph.is_fixed(shape[0])
 
 
 def _outputs(output: fx.Node, structure: pytree.TreeSpec) -> tuple[list[fx.Node], str, list[str]]:

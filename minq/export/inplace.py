@@ -15,10 +15,6 @@ from torch import fx
 
 from minq import graph
 
-_ALIASES = frozenset({"detach", "alias"})
-_MAYBE = frozenset({"reshape", "contiguous", "to", "flatten", "_unsafe_view"})
-"""A view or a copy, by the strides."""
-
 
 def functional(gm: fx.GraphModule) -> bool:
     """Rewrite all operators in place; False where one of them needs ``run_decompositions``.
@@ -64,7 +60,7 @@ def _rewrite(ops: fx.Graph, node: fx.Node) -> bool:
     for x in ops.nodes:
         if order.get(x, -1) < order[node] and _is_view(x) and x.args[0] in aliases:
             aliases.append(x)
-    if any(graph.op(x) in _MAYBE and later(x) for x in aliases[1:]):
+    if any(graph.traits(x).view == "maybe" and later(x) for x in aliases[1:]):
         return False
     with ops.inserting_before(node):
         value = _new_value(ops, node)
@@ -101,7 +97,7 @@ def _chain(view: fx.Node, known: dict[fx.Node, fx.Node]) -> list[fx.Node]:
 def _write_back(view: fx.Node) -> tuple | None:
     """(operator, arguments, keywords) that puts what a view shows into the tensor behind it."""
     kind, aten = graph.op(view), torch.ops.aten
-    if kind in _ALIASES:
+    if graph.traits(view).view == "always":
         return None, (), {}
     if kind == "slice":
         return aten.slice_scatter.default, view.args[1:], view.kwargs

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from minq.graph import beside, fixed
-from minq.network import check_sizes
+from minq.graph.network import check_sizes
+from minq.graph.nodes import is_fixed
+from minq.graph.notes import network_notes
+from minq.graph.parameters import to_device_of
 
 
 def as_arguments(example: Any) -> tuple[tuple, dict]:
@@ -59,7 +61,7 @@ def arguments_for(model: nn.Module, batch: Any) -> tuple[tuple, dict]:
         default = parameters[k].default
         if (kwargs[k] is None or _LABELS.fullmatch(k)) and default is None:
             del kwargs[k]
-    return beside(model, (args, kwargs))
+    return to_device_of(model, (args, kwargs))
 
 
 def _left_out(value: Any, parameter: inspect.Parameter, first: Any) -> bool:
@@ -112,7 +114,7 @@ def batches_of(gm: fx.GraphModule, data: Any) -> list[list[Any]]:
             values = _values(gm, batch)
             if len(values) < len(inputs):
                 raise ValueError(f"a batch has {len(values)} values, the model takes {len(inputs)}")
-            batches.append(tree_map_only(Tensor, normal, beside(gm, values[: len(inputs)])))
+            batches.append(tree_map_only(Tensor, normal, to_device_of(gm, values[: len(inputs)])))
             for node, value in zip(inputs, batches[-1], strict=True):
                 _check_input(node, value)
             check_sizes(gm, batches[-1])
@@ -129,16 +131,17 @@ def batches_of(gm: fx.GraphModule, data: Any) -> list[list[Any]]:
 def _values(gm: fx.GraphModule, batch: Any) -> list[Any]:
     """The leaves of a batch, in the order of the inputs."""
     args, kwargs = as_arguments(batch)
-    if keys := gm.meta.get("dict"):
+    notes = network_notes(gm)
+    if keys := notes.keys:
         whole = kwargs or args[0]
         if missing := [k for k in keys if k not in whole]:
-            raise ValueError(f"a batch has no {', '.join(missing)}; the model takes {keys}")
+            raise ValueError(f"a batch has no {', '.join(missing)}; the model takes {list(keys)}")
         return tree_leaves({k: whole[k] for k in keys})
-    named = [kwargs[k] for k in gm.meta.get("keywords", ()) if k in kwargs]
+    named = [kwargs[k] for k in notes.keywords if k in kwargs]
     return tree_leaves((args, named))
 
 
-def flat(outputs: Any) -> Tensor:
+def flatten_outputs(outputs: Any) -> Tensor:
     """All real numbers that a network answers, in one vector."""
     tensors = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
     return torch.cat([t.detach().flatten() for t in tensors])
@@ -152,7 +155,7 @@ def _check_input(node: fx.Node, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"input {node.name} must be a tensor, not {type(value).__name__}")
     fits = value.ndim == expected.ndim and all(
-        not fixed(e) or int(e) == v for e, v in zip(expected.shape, value.shape, strict=True)
+        not is_fixed(e) or int(e) == v for e, v in zip(expected.shape, value.shape, strict=True)
     )
     if not fits:
         raise ValueError(

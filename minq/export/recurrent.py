@@ -23,7 +23,7 @@ import torch
 from torch import fx
 
 from minq import graph
-from minq.rewrite import call, mark_constants, replace
+from minq.graph import call, mark_constants, replace
 
 aten = torch.ops.aten
 
@@ -53,23 +53,23 @@ def _sequence(node: fx.Node, kind: str) -> None:
     x, hx, parameters, biases, layers, _, _, both, batch_first = node.args
     along = 1 if batch_first else 0
     steps = graph.shape_of(x)[along]
-    if not graph.fixed(steps) or int(steps) > STEPS:
+    if not graph.is_fixed(steps) or int(steps) > STEPS:
         return
     starts = [hx] if isinstance(hx, fx.Node) else list(hx)
     directions = 2 if both else 1
     each = len(parameters) // (layers * directions)
     ends: list[State] = []
     for k in range(layers):
-        answers = []
+        outputs = []
         for d in range(directions):
             place = k * directions + d
             weights = _Weights(parameters[place * each : (place + 1) * each], biases)
             state = tuple(_start(node, s, place) for s in starts)
             order = range(int(steps))[:: -1 if d else 1]
             hs, state = _run(node, kind, x, along, order, state, weights)
-            answers.append(call(node, aten.stack.default, hs, along))
+            outputs.append(call(node, aten.stack.default, hs, along))
             ends.append(state)
-        x = answers[0] if len(answers) == 1 else call(node, aten.cat.default, answers, -1)
+        x = outputs[0] if len(outputs) == 1 else call(node, aten.cat.default, outputs, -1)
     results = [x, *(call(node, aten.stack.default, list(s), 0) for s in zip(*ends, strict=True))]
     _give(node, results)
 
@@ -89,11 +89,11 @@ def _start(node: fx.Node, state: fx.Node, place: int) -> fx.Node | None:
 
 
 def _zero(node: fx.Node) -> bool:
-    return graph.op(node) in ("zeros", "zeros_like", "new_zeros")
+    return graph.traits(node).role == "make" and graph.fill_value(node) == 0
 
 
 def _run(node, kind, x, along, order, state, w: _Weights) -> tuple[list[fx.Node], State]:
-    """One layer in one direction: its answers in the order of time, and its last state."""
+    """One layer in one direction: its outputs in the order of time, and its last state."""
     read = call(node, aten.linear.default, x, w.x, _bias(node, kind, w))
     hs = {}
     for t in order:

@@ -7,6 +7,7 @@ tensors by their shapes, and refuses inputs of a size that the graph was not cap
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -17,15 +18,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from minq import graph
+from minq.graph.nodes import is_fixed
+from minq.graph.notes import convert_notes, network_notes
+from minq.graph.parameters import device_of
 
 
 class Network(fx.GraphModule):
-    """A graph of operators; ``meta["sizes"]`` are conditions on its inputs, see ``check_sizes``."""
+    """A graph of operators that refuses inputs of sizes it does not hold for (``check_sizes``)."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.meta.get("sizes"):
-            named = [kwargs[k] for k in self.meta.get("keywords", ()) if k in kwargs]
+        notes = network_notes(self)
+        if notes.sizes:
+            named = [kwargs[k] for k in notes.keywords if k in kwargs]
             check_sizes(self, tree_leaves((args, named)))
         return super().__call__(*args, **kwargs)
 
@@ -35,17 +39,13 @@ class Network(fx.GraphModule):
         return _restored, (state, nodes, self._graph._codegen)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Network:
-        """Operators that make tensors move with the network."""
-        before = graph.device_of(self)
+        """Notes, and operators that make tensors, go where the parameters go."""
+        before = device_of(self)
         super()._apply(fn, recurse)
-        if (device := graph.device_of(self)) != before:
+        convert_notes(self, fn)
+        if (device := device_of(self)) != before:
             move_makers(self, device)
         return self
-
-
-def call_of(gm: fx.GraphModule) -> dict[str, Any]:
-    """How a network is called: what another graph of the same inputs has to know."""
-    return {k: gm.meta[k] for k in ("keywords", "arguments", "dict", "sizes") if k in gm.meta}
 
 
 def move_makers(gm: fx.GraphModule, device: torch.device) -> None:
@@ -57,24 +57,37 @@ def move_makers(gm: fx.GraphModule, device: torch.device) -> None:
         gm.recompile()
 
 
+def on_cpu(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy on the CPU; operators that make tensors make them there too."""
+    gm = copy.deepcopy(gm).cpu()
+    move_makers(gm, torch.device("cpu"))
+    return gm
+
+
 # --- Which sizes of inputs the graph holds for ----------------------------------------------------
 
 
 def check_sizes(gm: fx.GraphModule, values: list[Any]) -> None:
-    """Raise ValueError where a condition in ``gm.meta["sizes"]`` does not hold for the inputs.
+    """Refuse inputs of sizes for which the model takes another path than the one in the graph.
 
-    values: one for every input. A condition reads "x.shape[0] > 4": on other sizes the model takes
-    another path than the one in the graph.
+    Args:
+        gm: a network; its notes hold conditions such as "x.shape[0] > 4".
+        values: one for every input.
+
+    Raises:
+        ValueError: a condition does not hold.
     """
+    conditions = network_notes(gm).sizes
     names = [node.name for node in gm.graph.nodes if node.op == "placeholder"]
     inputs = dict(zip(names, values, strict=False)) if len(names) == len(values) else {}
-    for rule in gm.meta.get("sizes", ()) if inputs else ():
-        if not eval(rule, dict(_EXACT), inputs):
-            given = [f"{k}: {tuple(v.shape)}" for k, v in inputs.items() if f"{k}." in rule]
+    for condition in conditions if inputs else ():
+        if not eval(condition, dict(_EXACT), inputs):
+            given = [f"{k}: {tuple(v.shape)}" for k, v in inputs.items() if f"{k}." in condition]
             raise ValueError(
                 f"the model takes another path for inputs of this size ({', '.join(given)}); the "
-                f"network was captured where {' and '.join(gm.meta['sizes'])}. Give it data of "
-                "such sizes, or capture (quantize) it again with data of the size it shall run on"
+                f"network was captured where {' and '.join(conditions)}. Give it data of "
+                "such sizes, or capture (quantize) the model again with data of the sizes that it "
+                "will run on"
             )
 
 
@@ -166,7 +179,7 @@ def _is_description(value: Any) -> bool:
 
 
 def _size(value: Any) -> int | str:
-    return int(value) if graph.fixed(value) else str(value)
+    return int(value) if is_fixed(value) else str(value)
 
 
 def describe(value: Any) -> Any:

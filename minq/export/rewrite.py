@@ -8,14 +8,12 @@ here they all become the two. The function of the network does not change.
 from __future__ import annotations
 
 import string
-from contextlib import nullcontext
-from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch import fx
 
 from minq import graph
+from minq.graph import call, is_constant, mark_constants, replace
 
 aten = torch.ops.aten
 
@@ -33,44 +31,6 @@ def rewrite(gm: fx.GraphModule) -> fx.GraphModule:
     return graph.tidy(gm)
 
 
-def replace(node: fx.Node, new: fx.Node | None) -> None:
-    """Let all that reads the node read the new one; None leaves it as it is."""
-    if new is not None:
-        node.replace_all_uses_with(new)
-        node.graph.erase_node(node)
-
-
-def call(before: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-    """A new operator in front of a node, from the same place of the model."""
-    with before.graph.inserting_before(before):
-        new = before.graph.call_function(target, args, kwargs)
-    new.meta.update({k: m for k, m in before.meta.items() if k != "val"})
-    values = tree_map_only(fx.Node, lambda a: a.meta["val"], (args, kwargs))
-    first = next(v for v in tree_leaves(before.meta["val"]) if isinstance(v, Tensor))
-    new.meta["constant"] = _known(new)
-    with torch.no_grad(), getattr(first, "fake_mode", None) or nullcontext():
-        new.meta["val"] = target(*values[0], **values[1])
-    return new
-
-
-def mark_constants(gm: fx.GraphModule) -> None:
-    """Note of each operator whether parameters and buffers alone decide its value."""
-    for node in gm.graph.nodes:
-        node.meta["constant"] = node.op == "get_attr" or (
-            node.op == "call_function" and _known(node)
-        )
-
-
-def _known(node: fx.Node) -> bool:
-    inputs = node.all_input_nodes
-    return bool(inputs) and all(map(is_constant, inputs))
-
-
-def is_constant(node: Any) -> bool:
-    """What ``mark_constants`` has noted."""
-    return isinstance(node, fx.Node) and node.meta.get("constant", False)
-
-
 def _dims(node: fx.Node) -> int:
     return len(graph.shape_of(node))
 
@@ -85,7 +45,7 @@ def _product(node: fx.Node) -> fx.Node | None:
 
 def _matrices(node: fx.Node, a: fx.Node, b: fx.Node) -> fx.Node | None:
     if is_constant(b) and not is_constant(a) and _dims(b) == 2:
-        return call(node, aten.linear.default, a, _turned(node, b))
+        return call(node, aten.linear.default, a, _transposed(node, b))
     if is_constant(a) and not is_constant(b) and _dims(a) == 2:
         if _dims(b) == 1:
             return call(node, aten.linear.default, b, a)
@@ -94,7 +54,7 @@ def _matrices(node: fx.Node, a: fx.Node, b: fx.Node) -> fx.Node | None:
     return None
 
 
-def _turned(node: fx.Node, w: fx.Node) -> fx.Node:
+def _transposed(node: fx.Node, w: fx.Node) -> fx.Node:
     """W^T; where W itself is one, what it was made of."""
     swaps = graph.op(w) in ("t", "transpose", "permute", "numpy_T") and w.all_input_nodes
     if swaps and _dims(w.args[0]) == 2 and list(w.args[1:]) not in ([[0, 1]], [[-2, -1]]):
@@ -108,7 +68,7 @@ def _sum_and_product(node: fx.Node) -> fx.Node:
     beta, alpha = node.kwargs.get("beta", 1), node.kwargs.get("alpha", 1)
     if beta == alpha == 1 and is_constant(b) and _dims(b) == 2 and not is_constant(a):
         if is_constant(c) and graph.shape_of(c) == graph.shape_of(b)[1:]:
-            return call(node, aten.linear.default, a, _turned(node, b), c)
+            return call(node, aten.linear.default, a, _transposed(node, b), c)
     product = _matrices(node, a, b) or call(node, aten.matmul.default, a, b)
     if alpha != 1:
         product = call(node, aten.mul.Tensor, product, alpha)
@@ -164,7 +124,7 @@ def _einsum(node: fx.Node) -> fx.Node | None:
     if not summed:
         both = _spread(node, a, of_a, out), _spread(node, b, of_b, out)
         return call(node, aten.mul.Tensor, *both)
-    if not all(graph.fixed(sizes[i]) for i in [*rows[1:], *columns, *summed]):
+    if not all(graph.is_fixed(sizes[i]) for i in [*rows[1:], *columns, *summed]):
         return None
     if is_constant(b) and not batch and not is_constant(a):
         x = _grouped(node, a, of_a, [*([i] for i in rows), summed])
@@ -246,7 +206,7 @@ def spell_out_attention(node: fx.Node) -> fx.Node | None:
     mask, dropout = graph.argument(node, 3, "attn_mask"), graph.argument(node, 4, "dropout_p", 0.0)
     causal, scale = graph.argument(node, 5, "is_causal", False), node.kwargs.get("scale")
     rows, columns = graph.shape_of(q)[-2], graph.shape_of(k)[-2]
-    if dropout or (causal and not (graph.fixed(rows) and graph.fixed(columns))):
+    if dropout or (causal and not (graph.is_fixed(rows) and graph.is_fixed(columns))):
         return None
     if node.kwargs.get("enable_gqa") and _dims(q) > 2:
         shared = int(graph.shape_of(q)[-3]) // int(graph.shape_of(k)[-3])

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from minq import graph
-from minq.rewrite import call, replace
+from minq.graph import call, replace
 
 aten = torch.ops.aten
 
@@ -69,7 +69,7 @@ def _mean_square(node: fx.Node) -> tuple[fx.Node, float] | None:
         return None
     square, dims = mean.args[0], graph.argument(mean, 1, "dim")
     last = len(graph.shape_of(square)) - 1
-    if list(dims or ()) not in ([-1], [last]) or not graph.fixed(graph.shape_of(square)[-1]):
+    if list(dims or ()) not in ([-1], [last]) or not graph.is_fixed(graph.shape_of(square)[-1]):
         return None
     kind, args = graph.op(square), square.args
     squared = kind == "square" or (kind == "pow" and args[1] == 2)
@@ -90,7 +90,7 @@ def _take_weight(node: fx.Node) -> None:
 
 def _glu(node: fx.Node) -> fx.Node | None:
     x, dim = node.args[0], graph.argument(node, 1, "dim", -1)
-    if not graph.fixed(size := graph.shape_of(x)[dim]):
+    if not graph.is_fixed(size := graph.shape_of(x)[dim]):
         return None
     half = int(size) // 2
     a, b = (call(node, aten.slice.Tensor, x, dim, k * half, (k + 1) * half) for k in (0, 1))

@@ -1,0 +1,83 @@
+"""One form for masks: masked_fill, for what ``where`` and additions in front of a softmax write."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from minq import graph
+from minq.graph import call, replace
+
+aten = torch.ops.aten
+
+
+def write_as_fill(gm: fx.GraphModule) -> fx.GraphModule:
+    """masked_fill in place of where with a number, and of a mask that is added in front of softmax.
+
+    where(c, x, v) = masked_fill(x, not c, v). A constant that holds zeros and one number of -1000
+    or less, and no row without a zero, hides what -infinity hides. ``gm`` is changed and returned.
+    """
+    for node in list(gm.graph.nodes):
+        kind = graph.op(node)
+        if kind == "where" and len(node.args) == 3 and graph.is_float(node):
+            condition, a, b = node.args
+            for x, other, inverted in ((a, b, True), (b, a, False)):
+                value = graph.constant_number(other)
+                if value is None or not _like(x, node) or not _flags(condition):
+                    continue
+                hides = call(node, aten.logical_not.default, condition) if inverted else condition
+                replace(node, call(node, aten.masked_fill.Scalar, x, hides, value))
+                break
+        elif kind in ("add", "sub") and not node.kwargs and len(node.args) == 2:
+            _fill(gm, node)
+    return graph.tidy(gm)
+
+
+def _fill(gm: fx.GraphModule, node: fx.Node) -> None:
+    readers = list(node.users)
+    last = len(graph.shape_of(node)) - 1 if graph.is_float(node) else 0
+    if not readers or any(
+        graph.op(u) != "softmax" or u.args[1] % (last + 1) != last for u in readers
+    ):
+        return
+    x, mask = node.args if graph.op(node) == "sub" or _constant(node.args[1]) else node.args[::-1]
+    if not _constant(mask) or not isinstance(x, fx.Node) or not _like(x, node):
+        return
+    value = graph.get(gm, mask.target).detach() * (-1 if graph.op(node) == "sub" else 1)
+    low, zeros = float(value.min()), value == 0
+    if low > -1e3 or not bool((zeros | (value == low)).all()) or not bool(zeros.any(-1).all()):
+        return
+    if graph.op(x) == "mul" and len(x.users) == 1:  # scores * seen, where seen is 1 or 0
+        for scores, seen in (x.args[:2], x.args[1::-1]):
+            if _constant(seen) and isinstance(scores, fx.Node) and _like(scores, x):
+                factor = graph.get(gm, seen.target).detach()
+                if bool(((factor == 1) | ((factor == 0) & ~zeros)).all()):
+                    x = scores
+                    break
+    path, _, leaf = str(mask.target).rpartition(".")
+    name = graph.unused(gm, f"{path}.hidden_by_{leaf}".lstrip("."))
+    gm.get_submodule(path).register_buffer(name.rpartition(".")[2], ~zeros)
+    with gm.graph.inserting_before(node):
+        hides = gm.graph.get_attr(name)
+    hides.meta["val"] = call(node, aten.ne.Scalar, mask, 0).meta["val"]
+    replace(node, call(node, aten.masked_fill.Scalar, x, hides, -math.inf))
+
+
+def _constant(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "get_attr" and graph.is_float(node)
+
+
+def _like(x: Any, node: fx.Node) -> bool:
+    """Whether x has the shape and the kind of the node."""
+    if not isinstance(x, fx.Node) or not graph.is_float(x):
+        return False
+    a, b = x.meta["val"], node.meta["val"]
+    return a.dtype == b.dtype and a.ndim == b.ndim and str(a.shape) == str(b.shape)
+
+
+def _flags(node: Any) -> bool:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return isinstance(value, Tensor) and value.dtype is torch.bool
