@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 import minq
 from minq import affine, graph, integer_grid
-from minq.graph.batches import flatten_outputs
 from minq.deploy.onnx import fused, load, sealed, to_onnx
 from minq.graph.batches import flatten_outputs
 from minq.ptq.pipeline import ptq

@@ -41,33 +41,38 @@ def plain_linux(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-def test_linux_without_a_gpu_takes_the_small_build(index, plain_linux):
+@pytest.mark.usefixtures("plain_linux")
+def test_linux_without_a_gpu_takes_the_small_build(index):
     assert torch_index.choose(index) == (index, f"{index}, without CUDA: there is no GPU")
 
 
 @pytest.mark.parametrize(
     "system, machine", [("Darwin", "arm64"), ("Windows", "AMD64"), ("Linux", "s390x")]
 )
-def test_other_systems_take_pips_index(index, plain_linux, monkeypatch, system, machine):
+@pytest.mark.usefixtures("plain_linux")
+def test_other_systems_take_pips_index(index, monkeypatch, system, machine):
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     assert torch_index.choose(index)[0] is None
 
 
-def test_a_gpu_takes_cuda(index, plain_linux, monkeypatch):
+@pytest.mark.usefixtures("plain_linux")
+def test_a_gpu_takes_cuda(index, monkeypatch):
     monkeypatch.setattr(torch_index, "has_gpu", lambda: True)
     found, why = torch_index.choose(index)
     assert found is None and "there is a GPU" in why
 
 
 @pytest.mark.parametrize("said", ["global.index-url='https://mirror'", ":env:.no-index='1'"])
-def test_an_index_of_the_users_own_is_left_alone(index, plain_linux, monkeypatch, said):
+@pytest.mark.usefixtures("plain_linux")
+def test_an_index_of_the_users_own_is_left_alone(index, monkeypatch, said):
     monkeypatch.setattr(torch_index, "pip_settings", lambda: said)
     assert torch_index.choose(index) == (None, "the index of your pip settings")
     assert not torch_index.has_index("global.extra-index-url='https://more'")
 
 
-def test_an_index_that_does_not_answer_is_given_up_in_seconds(index, plain_linux):
+@pytest.mark.usefixtures("plain_linux")
+def test_an_index_that_does_not_answer_is_given_up_in_seconds(index):
     found, why = torch_index.choose(f"{index}/nowhere")
     assert found is None and "does not answer" in why
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
