@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import count
+from typing import Any
 
 import torch
 from torch import fx
@@ -20,7 +21,7 @@ def fold_constants(gm: fx.GraphModule) -> fx.GraphModule:
     that name with a number. A single number that something is multiplied or divided by goes into
     the graph.
     """
-    values: dict[fx.Node, object] = {}  # of all that is known
+    values: dict[fx.Node, Any] = {}  # of all that is known
     origins: dict[fx.Node, set[fx.Node]] = {}  # the parameters and buffers behind it
     for node in gm.graph.nodes:
         if node.op == "get_attr":
