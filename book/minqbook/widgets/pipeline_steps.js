@@ -51,8 +51,8 @@ export default {
     const fields = chain.map((s, i) => {
       const options = s.options.map((text, o) => [o, text]),
         long = s.options.join("").length > 34 || s.options.length > 5;
-      const c = (long ? w.select : w.segmented)({ label: s.label, options, value: at()[i], onInput: o => flip(i, o) });
-      return c;
+      const all = { label: s.label, options, value: at()[i], onInput: o => flip(i, o) };
+      return long ? w.select(all) : w.segmented(all);
     });
     w.controls(...fields).classList.add("pipe-chain");
     const which =
