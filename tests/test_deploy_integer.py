@@ -17,7 +17,7 @@ from networks import NETWORKS, Attention, Lambda, captured, network, noise, sett
 from torch import nn
 
 import minq
-from minq import Granularity, mac
+from minq import Granularity, Grid, mac
 from minq.deploy import kernels, simulation
 from minq.deploy.normalize import LayerNorm, Softmax, divide_half_even, integer_sqrt
 from minq.simulate import activation_quantizers, quantizers, weight_quantizers
@@ -155,7 +155,7 @@ def test_what_the_real_networks_write_has_an_integer_form(name):
 
 def test_a_masked_score_counts_for_nothing():
     """Also beside scores that are all at the lower end."""
-    grid = kernels.Quantize(torch.tensor(2.0**-8).double(), torch.tensor(0.0).double(), 0, 255)
+    grid = kernels.Quantize(torch.tensor(2.0**-8).double(), torch.tensor(0.0).double(), Grid(0, 255))
     unit = Softmax(
         lambda x: x.softmax(-1), torch.tensor(0.01).double(), 0, grid, False,
         dim=-1, low=-4200, high=255,
@@ -214,7 +214,7 @@ def requantizer(scales, zeros, s_y, z_y, constant=0.0, slope=None, low=-np.inf, 
         torch.tensor(low, **double), torch.tensor(high, **double),
         None if slope is None else torch.tensor(slope, **double),
     )  # fmt: skip
-    grid = kernels.Quantize(torch.tensor(s_y, **double), torch.tensor(float(z_y), **double), 0, 255)
+    grid = kernels.Quantize(torch.tensor(s_y, **double), torch.tensor(float(z_y), **double), Grid(0, 255))
     return kernels.Requantize(real, grid, kernels.Arithmetic(**how))
 
 
@@ -279,11 +279,11 @@ def normalized(seed, rows, exact=False):
     x = torch.tensor(rng.integers(0, 256, (5, rows)), dtype=torch.uint8)
     x[0] = 9  # no variance at all
     s_y, z_y = torch.tensor(1 / 255).double(), torch.tensor(0.0).double()
-    grid = kernels.Quantize(s_y, z_y, 0, 255)
+    grid = kernels.Quantize(s_y, z_y, Grid(0, 255))
     softmax = Softmax(lambda r: r.softmax(-1), scale, zero, grid, exact, dim=-1, low=0, high=255)
     gamma, beta = torch.tensor(rng.normal(size=(2, rows)))
     gamma[rng.integers(rows)] = 0.0
-    wide = kernels.Quantize(torch.tensor(0.03).double(), torch.tensor(128.0).double(), 0, 255)
+    wide = kernels.Quantize(torch.tensor(0.03).double(), torch.tensor(128.0).double(), Grid(0, 255))
     norm = LayerNorm(
         lambda r: nn.functional.layer_norm(r, (rows,), gamma, beta, 1e-5),
         scale, zero, wide, kernels.Arithmetic(exact),

@@ -262,13 +262,13 @@ def test_a_kept_batch_norm_moves_into_the_scale(name, when):
     with torch.no_grad():
         module.weight[:3] = torch.tensor([0.0, -0.7, 1e-3])
     grid = q.grid
-    rows = graph._turn(node, q.quantize(_weight(gm, key))).clone()
+    rows = graph.outputs_first(node, q.quantize(_weight(gm, key))).clone()
     scale = q.scale_zero_point()[0].detach().clone()
     expected = gm(noise(8, *shape, seed=2)).detach()
     factor = (module.weight / (module.running_var + module.eps).sqrt()).detach()
     (qat.finish if when == "finished" else remove)(gm)
     (node,) = graph.layers(gm).values()
-    after = graph._turn(node, q.quantize(_weight(gm, key)))
+    after = graph.outputs_first(node, q.quantize(_weight(gm, key)))
     signs = factor.sign().int().reshape(-1, *[1] * (rows.ndim - 1))
     assert torch.equal(after, (rows * signs).clamp(*grid))
     size = torch.where(factor == 0, 1, factor.abs())

@@ -84,7 +84,7 @@ def layers(gm: fx.GraphModule) -> dict[str, fx.Node]:
 
 def weight_of(gm: fx.GraphModule, node: fx.Node) -> Tensor:
     """A layer's weight in front of its quantizer, as (outputs, inputs per group, *kernel)."""
-    return _outputs_first(node, get(gm, parameter_of(weight_node(node)).target).detach())
+    return outputs_first(node, get(gm, parameter_of(weight_node(node)).target).detach())
 
 
 def rounded_weight_of(gm: fx.GraphModule, node: fx.Node) -> Tensor:
@@ -93,15 +93,16 @@ def rounded_weight_of(gm: fx.GraphModule, node: fx.Node) -> Tensor:
     weight = get(gm, parameter_of(source).target).detach()
     if source.op == "call_module":
         weight = gm.get_submodule(source.target)(weight).detach()
-    return _outputs_first(node, weight)
+    return outputs_first(node, weight)
 
 
 def set_weight(gm: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
     """Give a layer a new weight, in the layout of ``weight_of``."""
-    put(gm, parameter_of(weight_node(node)).target, _outputs_first(node, value))
+    put(gm, parameter_of(weight_node(node)).target, outputs_first(node, value))
 
 
-def _outputs_first(node: fx.Node, weight: Tensor) -> Tensor:
+def outputs_first(node: fx.Node, weight: Tensor) -> Tensor:
+    """A layer's weight as it is stored, as ``weight_of`` lays it out, or the other way round."""
     transposed = traits(node).role == "transposed"
     return transpose_weight(weight, groups_of(node)) if transposed else weight
 

@@ -86,9 +86,8 @@ def ptq_cell(cell: dict[str, Any]) -> dict[str, float]:
         zoo.calibration_set(name, CALIBRATION, seed=cell["seed"]),
         **bits_of(cell),
         per_channel=cell["per_channel"],
-        seed=cell["seed"],
         progress=False,
-        **METHODS[cell["method"]],
+        **{"rounding": AdaRound(seed=cell["seed"])} | METHODS[cell["method"]],
     )
     accuracy, quantized = zoo.evaluate(q, name, data), run(q, data[0][:COMPARED])
     return {"accuracy": round(accuracy, 3), "sqnr": round(sqnr(exact, quantized), 3)}
