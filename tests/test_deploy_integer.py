@@ -155,7 +155,8 @@ def test_what_the_real_networks_write_has_an_integer_form(name):
 
 def test_a_masked_score_counts_for_nothing():
     """Also beside scores that are all at the lower end."""
-    grid = kernels.Quantize(torch.tensor(2.0**-8).double(), torch.tensor(0.0).double(), Grid(0, 255))
+    step, zero = torch.tensor(2.0**-8).double(), torch.tensor(0.0).double()
+    grid = kernels.Quantize(step, zero, Grid(0, 255))
     unit = Softmax(
         lambda x: x.softmax(-1), torch.tensor(0.01).double(), 0, grid, False,
         dim=-1, low=-4200, high=255,
@@ -214,7 +215,8 @@ def requantizer(scales, zeros, s_y, z_y, constant=0.0, slope=None, low=-np.inf, 
         torch.tensor(low, **double), torch.tensor(high, **double),
         None if slope is None else torch.tensor(slope, **double),
     )  # fmt: skip
-    grid = kernels.Quantize(torch.tensor(s_y, **double), torch.tensor(float(z_y), **double), Grid(0, 255))
+    step, zero = torch.tensor(s_y, **double), torch.tensor(float(z_y), **double)
+    grid = kernels.Quantize(step, zero, Grid(0, 255))
     return kernels.Requantize(real, grid, kernels.Arithmetic(**how))
 
 
