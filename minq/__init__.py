@@ -24,7 +24,6 @@ __all__, __getattr__, __dir__ = lazily(
         "fold": "fold_batch_norm fold_batch_norms",
         "export": "capture CaptureError",
         "graph": "",
-        "batches": "",
         "simulate": "insert_quantizers quantizers",
         "ptq": "",
         "qat": "",

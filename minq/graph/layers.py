@@ -117,6 +117,7 @@ def transpose_weight(weight: Tensor, groups: int) -> Tensor:
     Returns:
         The same numbers as (outputs, inputs / groups, *kernel).
 
+    >>> import torch
     >>> transpose_weight(torch.zeros(4, 3, 5, 5), groups=2).shape
     torch.Size([6, 2, 5, 5])
     """

@@ -30,8 +30,8 @@ def read(name: str) -> str:
 def modules(name: str) -> list[str]:
     """The script ``name`` and all it imports, imported ones first.
 
-    >>> modules("kit/scales.js")
-    ['kit/elements.js', 'kit/format.js', 'kit/scales.js']
+    >>> modules("kit/question.js")
+    ['kit/elements.js', 'kit/format.js', 'kit/question.js']
     """
     found: list[str] = []
     for other in _IMPORT.findall(read(name)):
