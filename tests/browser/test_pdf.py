@@ -29,7 +29,7 @@ def small_book(tmp_path) -> tuple[Path, Path]:
 
 
 def test_two_pages_become_a_book(browser, small_book, tmp_path, monkeypatch):
-    monkeypatch.setattr("sync_playwright", lambda: Running(browser))
+    monkeypatch.setattr(pdf, "sync_playwright", lambda: Running(browser))
     starts = pdf.bind(*small_book, tmp_path / "book.pdf")
     book = PdfReader(tmp_path / "book.pdf")
     texts = [normalize("NFKC", page.extract_text()) for page in book.pages]
