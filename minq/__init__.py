@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 __all__, __getattr__, __dir__ = lazily(
     __name__,
     {
-        "affine": ("scale_zero_point grid_limits quantize dequantize fake_quantize sqnr"),
+        "affine": "scale_zero_point grid_limits quantize dequantize fake_quantize sqnr",
         "grid": "Grid integer_grid round_half_even round_straight_through",
         "granularity": "Granularity",
         "quantizer": "Quantizer",

@@ -7,6 +7,7 @@ tensor has imported it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -179,3 +180,27 @@ def check_vector(v: Any, x: Array, length: int, name: str) -> Array:
             f"{name} has shape {tuple(v.shape)}, expected one value for each of {length} channels"
         )
     return v
+
+
+def by_name(
+    value: Any, kind: type, names: Mapping[str, Any], argument: str, example: str
+) -> Any:
+    """A ``kind`` of object, or the one that a short form stands for.
+
+    Raises:
+        ValueError: there is no such short form.
+        TypeError: ``value`` is neither.
+
+    >>> by_name("two", int, {"one": 1, "two": 2}, "count", example="3")
+    2
+    """
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(
+            f"{argument} must be an object such as {example}, or one of {', '.join(names)}, "
+            f"not {value!r}"
+        )
+    if value not in names:
+        raise ValueError(f"{argument} must be one of {', '.join(names)}, not {value!r}")
+    return names[value]

@@ -6,17 +6,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
 from minq._checks import check_count
-from minq.estimators import Estimator, Grouped, as_estimator
+from minq.estimators import MSE, Grouped, Output, as_estimator
 from minq.grid import integer_grid
 from minq.quantizer import Quantizer
-
-AnyEstimator = str | Estimator | Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,8 @@ class Scheme:
         symmetric: activations too get a signed grid without zero-point.
         groups: the last axis of an activation gets so many ranges, see ``ranges.grouped``.
         weight_range, activation_range: an estimator of ``minq.estimators``, its short form
-            ("min_max", "percentile", "mse", and "output" for activations), or a function.
+            ("min_max", "percentile", "mse", and "output" for activations), or a function; here it
+            becomes the object.
         skip: layers that stay in float, by name or pattern: ``"classifier"``, ``"features.0.*"``.
         layers: other settings for some layers, {pattern: {"weights": 8, "per_channel": True}};
             any field but ``skip`` and ``layers``. The first pattern that fits counts.
@@ -50,8 +49,8 @@ class Scheme:
     group_size: int | None = None
     symmetric: bool = False
     groups: int | None = None
-    weight_range: AnyEstimator = "mse"
-    activation_range: AnyEstimator = "output"
+    weight_range: Any = MSE()
+    activation_range: Any = Output()
     skip: str | Iterable[str] = ()
     layers: Mapping[str, Mapping[str, Any]] | None = None
 
@@ -63,8 +62,9 @@ class Scheme:
         for name in ("group_size", "groups"):
             if (count := getattr(self, name)) is not None:
                 check_count(count, name)
-        as_estimator(self.activation_range)
-        if as_estimator(self.weight_range).by_output:
+        for name in ("weight_range", "activation_range"):
+            object.__setattr__(self, name, as_estimator(getattr(self, name)))
+        if self.weight_range.by_output:
             raise ValueError(
                 'weight_range is judged by no output; pass "mse", and rounding="adaround"'
             )
@@ -129,11 +129,12 @@ class Scheme:
         """A quantizer for an activation, if it has one."""
         if self.activations is None:
             return None
-        estimator = as_estimator(self.activation_range)
         return Quantizer(
             self.activations,
             signed=self.symmetric,
             symmetric=self.symmetric,
             axis=None if self.groups is None else -1,
-            estimator=estimator if self.groups is None else Grouped(self.groups, estimator),
+            estimator=self.activation_range
+            if self.groups is None
+            else Grouped(self.groups, self.activation_range),
         )

@@ -27,7 +27,7 @@ from minq.mac import (
     layer_cost,
     zero_point_operations,
 )
-from minq.simulate import place, quantizers
+from minq.simulate import quantizers
 from minqbook import zoo
 
 
@@ -392,7 +392,7 @@ def test_names_are_those_of_layers_and_products():
     layers = graph.layers(gm)
     products = [n for n in gm.graph.nodes if graph.traits(n).role == "product"]
     names = list(layer_costs(gm))
-    assert set(layers) <= set(names) and {place(n) for n in products} <= set(names)
+    assert set(layers) <= set(names) and {graph.place(n) for n in products} <= set(names)
     assert len(names) == len(layers) + len(products)
     for name in ("shared convolution", "residual"):
         _, gm, _ = captured(name)

@@ -40,7 +40,7 @@ from minq._checks import check_count
 from minq.graph.batches import batches_of
 from minq.mac import MEMORY, LayerCost, MacArray, MatmulShape, access_energy, layer_cost
 from minq.quantizer import Quantizer
-from minq.simulate import is_quantizer, place
+from minq.simulate import is_quantizer
 
 BYTES_PER_CYCLE = 16
 """What DRAM delivers in a cycle, as in chapter 2."""
@@ -124,7 +124,7 @@ def layer_costs(
     on_chip: bytes of memory for activations.
     floating: the network in FP32, whatever its quantizers say.
 
-    Layers are named as by ``minq.graph.layers``, products as by ``minq.simulate.place``, and what
+    Layers are named as by ``minq.graph.layers``, products as by ``minq.graph.place``, and what
     comes a second time "name_1". Warns of operators that multiply matrices and are not counted.
     Raises TypeError for a module that was not captured, ValueError for an example that does not
     fit it.
@@ -269,7 +269,7 @@ def _names(gm: fx.GraphModule) -> dict[str, fx.Node]:
     found: dict[str, fx.Node] = {}
     for node in gm.graph.nodes:
         if graph.traits(node).multiplies:
-            name = of_weight[_weight(node)] if graph.is_layer(node) else place(node)
+            name = of_weight[_weight(node)] if graph.is_layer(node) else graph.place(node)
             numbered = chain([name], (f"{name}_{k}" for k in count(1)))
             found[next(n for n in numbered if n not in found)] = node
     return found

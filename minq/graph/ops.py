@@ -2,7 +2,7 @@
 
 Capture, folding, simulation, equalization, the data-free branch, integer compilation and the cost
 model look an operator up here, by the short name that ``minq.graph.op`` gives, and ask for a trait.
-To add an operator, add its entry; a test then runs it through all of them. Two registries stand
+To add an operator, add its entry. Two registries stand
 next to the code they register, since they hold functions: ``minq.deploy`` (the lowering named by
 ``integer``) and ``minq.export.rewrite`` (operators that are written as others at capture).
 """
@@ -143,6 +143,7 @@ UNKNOWN = Operator()
 
 # What the operators of a row have in common. The entries are grouped by role.
 _CONV = {"weight": 1, "integer": "layer"}
+_FUSED = {"role": "activation", "integer": "fused"}
 _TABLE = {"role": "compute", "tabulated": True, "integer": "pointwise"}
 _GAUSS = {**_TABLE, "moments": "integrate"}
 _AVERAGE = {"role": "compute", "homogeneous": True, "moments": "keep", "integer": "rational"}
@@ -161,14 +162,14 @@ _ENTRIES: list[tuple[str, dict]] = [
     ("embedding", {"role": "embedding", "operands": (1,), "weight": 0, "integer": "embedding"}),
     ("matmul bmm mm", {"role": "product", "operands": (0, 1), "integer": "product"}),
     # --- activation functions that are fused ---
-    ("relu", {"clip": Clip(0.0), "homogeneous": True, "shifts": True}),
-    ("relu6", {"clip": Clip(0.0, 6.0)}),
-    ("hardtanh", {"clip": Clip(-1.0, 1.0, ("min_val", "max_val"))}),
-    ("clamp", {"clip": Clip(names=("min", "max")), "masks": True}),
-    ("clamp_min", {"clip": Clip(names=("min",)), "masks": True}),
-    ("clamp_max", {"clip": Clip(names=("max",)), "masks": True}),
-    ("leaky_relu", {"homogeneous": True, "moments": "integrate"}),
-    ("prelu", {"homogeneous": True}),
+    ("relu", {**_FUSED, "clip": Clip(0.0), "homogeneous": True, "shifts": True}),
+    ("relu6", {**_FUSED, "clip": Clip(0.0, 6.0)}),
+    ("hardtanh", {**_FUSED, "clip": Clip(-1.0, 1.0, ("min_val", "max_val"))}),
+    ("clamp", {**_FUSED, "clip": Clip(names=("min", "max")), "masks": True}),
+    ("clamp_min", {**_FUSED, "clip": Clip(names=("min",)), "masks": True}),
+    ("clamp_max", {**_FUSED, "clip": Clip(names=("max",)), "masks": True}),
+    ("leaky_relu", {**_FUSED, "homogeneous": True, "moments": "integrate"}),
+    ("prelu", {**_FUSED, "homogeneous": True}),
     # --- functions of one number ---
     ("sigmoid hardsigmoid", {**_GAUSS, "within": (0.0, 1.0)}),
     ("tanh hardswish silu gelu elu mish softplus", _GAUSS),
@@ -279,8 +280,6 @@ _ENTRIES: list[tuple[str, dict]] = [
 def _table() -> dict[str, Operator]:
     table: dict[str, Operator] = {}
     for names, traits in _ENTRIES:
-        if "clip" in traits or names in ("leaky_relu", "prelu"):
-            traits = {"role": "activation", "integer": "fused", **traits}
         for name in names.split():
             assert name not in table, f"{name} has two entries"
             table[name] = Operator(**traits)
@@ -289,8 +288,3 @@ def _table() -> dict[str, Operator]:
 
 OPERATORS = _table()
 """Each operator by its short name."""
-
-
-def named(role: str) -> frozenset[str]:
-    """The names of all operators of that role."""
-    return frozenset(name for name, o in OPERATORS.items() if o.role == role)

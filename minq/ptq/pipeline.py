@@ -57,7 +57,8 @@ class Equalize:
     def __post_init__(self) -> None:
         channels.check_relu6(self.relu6)
 
-    def apply(self, gm: fx.GraphModule) -> None:
+    def apply(self, gm: fx.GraphModule, batches: Sequence[Any], scheme: Scheme) -> None:
+        """Change the channels of ``gm``; as ``Balance``, which looks at the data and the bits."""
         channels.equalize_graph(gm, relu6=self.relu6, max_scale=self.max_scale)
         if self.absorb:
             channels.absorb_biases(gm)
@@ -128,9 +129,7 @@ def ptq(
     gm = capture(model, data[0])
     batches = batches_of(gm, data)
     fold(gm)
-    if isinstance(equalize, Equalize):
-        equalize.apply(gm)
-    elif isinstance(equalize, Balance):
+    if not isinstance(equalize, bool):
         equalize.apply(gm, batches, scheme)
     rounding.prepare(gm)
     insert_quantizers(gm, scheme)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from minq import graph
-from minq._checks import check_count
+from minq._checks import by_name, check_count
 from minq.ptq import heldout
 from minq.ptq.adaround import adaround
 from minq.ptq.gptq import gptq
@@ -186,7 +186,7 @@ def _quantizer_of(gm: fx.GraphModule, node: fx.Node) -> Quantizer:
     return gm.get_submodule(graph.weight_node(node).target)
 
 
-NAMES: dict[str, type[Rounding]] = {"adaround": AdaRound, "nearest": Nearest, "gptq": GPTQ}
+NAMES: dict[str, Rounding] = {"adaround": AdaRound(), "nearest": Nearest(), "gptq": GPTQ()}
 
 
 def as_rounding(value: str | Rounding) -> Rounding:
@@ -199,13 +199,4 @@ def as_rounding(value: str | Rounding) -> Rounding:
     >>> as_rounding("nearest")
     Nearest(correct_bias=True)
     """
-    if isinstance(value, Rounding):
-        return value
-    if not isinstance(value, str):
-        raise TypeError(
-            f"rounding must be an object such as AdaRound(), or one of {', '.join(NAMES)}, "
-            f"not {value!r}"
-        )
-    if value not in NAMES:
-        raise ValueError(f"rounding must be one of {', '.join(NAMES)}, not {value!r}")
-    return NAMES[value]()
+    return by_name(value, Rounding, NAMES, "rounding", example="AdaRound()")

@@ -42,7 +42,12 @@ def initial_v(weight: Tensor, scale: Tensor, *, axis: int | None = None) -> Tens
     weight = as_float(weight, "weight")
     scale = check_scale(like(scale, weight, weight.dtype, "scale"))
     u = weight / Granularity(axis).align(scale, weight.shape)
-    return torch.logit((u - u.floor() - GAMMA) / (ZETA - GAMMA))
+    return _v_of(u - u.floor())
+
+
+def _v_of(h: Tensor) -> Tensor:
+    """The V with h(V) = h."""
+    return torch.logit((h - GAMMA) / (ZETA - GAMMA))
 
 
 def soft_quantize(
@@ -115,7 +120,7 @@ def adaround_gradient(
     rows = task.x.shape[1]
     batch = min(check_count(batch, "batch"), rows)
     generator = torch.Generator().manual_seed(seed)
-    v = torch.logit((task.fraction - GAMMA) / (ZETA - GAMMA)).requires_grad_()
+    v = _v_of(task.fraction).requires_grad_()
     adam = torch.optim.Adam([v], lr=lr)
     for step in range(check_count(steps, "steps")):
         some = torch.randint(rows, (batch,), generator=generator).to(v.device)

@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from minq import graph
+from minq._checks import by_name
 from minq.graph.batches import arguments_for
 from minq.graph.network import operator, operator_name
 from minq.quantizer import Quantizer
@@ -217,16 +218,7 @@ def as_batch_norm(value: str | BatchNorm) -> BatchNorm:
     >>> as_batch_norm("keep")
     Keep(reestimate=0)
     """
-    if isinstance(value, BatchNorm):
-        return value
-    if not isinstance(value, str):
-        raise TypeError(
-            f"batch_norm must be an object such as Keep(), or one of {', '.join(NAMES)}, "
-            f"not {value!r}"
-        )
-    if value not in NAMES:
-        raise ValueError(f"batch_norm must be one of {', '.join(NAMES)}, not {value!r}")
-    return NAMES[value]
+    return by_name(value, BatchNorm, NAMES, "batch_norm", example="Keep()")
 
 
 def _add(gm: fx.GraphModule, name: str, module: nn.Module) -> str:

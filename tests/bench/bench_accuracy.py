@@ -38,9 +38,10 @@ BATCH = 16
 
 
 def minq_(model: nn.Module, x: Sequence[Tensor], weights: int, per_channel: bool, _: int) -> Answer:
+    rounding = minq.ptq.AdaRound(sweeps=30, rows=8192, held_out=weights < 8)
     return minq.ptq(
         model, x, weights=weights, per_channel=per_channel, equalize=not per_channel,
-        rounding=minq.ptq.AdaRound(sweeps=30, rows=8192), progress=False,
+        rounding=rounding, progress=False,
     )  # fmt: skip
 
 

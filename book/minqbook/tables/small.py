@@ -255,7 +255,8 @@ def rate_cell(cell: dict[str, Any]) -> dict[str, float]:
 
 def chosen_rate(name: str, split: str = "validation", bits: str = "W4A4") -> float:
     """The learning rate with which that network does best on that split; one for all 4-bit runs."""
-    records = json.loads((RESULTS / "rates.json").read_text())["records"]
+    path = RESULTS / "rates.json"
+    records = json.loads(path.read_text())["records"] if path.exists() else []
     tried = "W8A8" if bits == "W8A8" else "W4A4"
     mine = [r for r in records if r["network"] == name and r["bits"] == tried]
     if not mine:

@@ -64,7 +64,7 @@ def bundle(name: str) -> str:
         if left := re.search(r"^(?:import\b|export (?!default )).*", source, re.MULTILINE):
             raise ValueError(
                 f"{module}: cannot bundle {left[0]!r}; "
-                'use import {{ a, b }} from "./file.js"; and export function / const'
+                'use import { a, b } from "./file.js"; and export function / const'
             )
         if module != name and re.search(r"^export default", source, re.MULTILINE):
             raise ValueError(f"{module} has a default export, so it cannot be imported")

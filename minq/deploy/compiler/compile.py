@@ -37,7 +37,7 @@ from minq.deploy.compiler.forms import (
 from minq.export import unwrapped
 from minq.graph import Network, call_of, note_network
 from minq.quantizer import Quantizer
-from minq.simulate import is_quantizer, place
+from minq.simulate import is_quantizer
 
 aten = torch.ops.aten
 
@@ -261,7 +261,7 @@ class Compiler:
             isinstance(f, Sum | Hidden | Pieces | Function | Normalized | Rows) for f in forms
         )
         if not moves_floats:
-            self.islands[self.unused(place(node), self.islands)] = f"{kind}: {reason}"
+            self.islands[self.unused(graph.place(node), self.islands)] = f"{kind}: {reason}"
         new = self.copy(node, self.real_or_plain)
         whole = isinstance(node.meta.get("val"), Tensor) and not graph.is_float(node)
         return Plain(new) if whole else Real(new)
@@ -368,12 +368,12 @@ class Compiler:
 
     def module(self, name: str, module: nn.Module, args: Sequence, kwargs=None) -> fx.Node:
         name = name.replace(".", "_") or type(module).__name__.lower()
-        name = self.unused(name, dict(self.root.named_children()))
+        name = graph.unused(self.root, name)
         self.root.add_module(name, module)
         return self.graph.call_module(name, tuple(args), kwargs)
 
     def buffer(self, value: Tensor) -> fx.Node:
-        name = self.unused("constant", dict(self.root.named_buffers()))
+        name = graph.unused(self.root, "constant")
         self.root.register_buffer(name, value)
         return self.graph.get_attr(name)
 

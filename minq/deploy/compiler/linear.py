@@ -30,7 +30,6 @@ from minq.deploy.compiler.forms import (
 from minq.deploy.compiler.moves import hide, masked_fill
 from minq.deploy.compiler.rational import count, denominator
 from minq.mac import accumulator_bits_of, bits_for
-from minq.simulate import place
 
 if TYPE_CHECKING:
     from minq.deploy.compiler.compile import Compiler
@@ -120,7 +119,7 @@ def product(c: Compiler, node: fx.Node) -> Any:
     corners = [(u - a.zero) * (v - b.zero) for u in (a.low, a.high) for v in (b.low, b.high)]
     module = kernels.Product(node.target, (a.zero, b.zero))
     module.bound = bits_for(int(width) * min(*corners, 0), int(width) * max(*corners, 0))
-    new = _accumulate(c, place(node), module, (a.node, b.node))
+    new = _accumulate(c, graph.place(node), module, (a.node, b.node))
     return Sum((Term(new, scale, 0, *_limits(module)),))
 
 
@@ -250,7 +249,7 @@ def rational(c: Compiler, node: fx.Node) -> Sum:
         raise Island("its common denominator is too large for 32 bits")
     average.bound = bits_for(-most, most)
     rest = fx.map_arg((node.args[1:], dict(node.kwargs)), c.plain)
-    new = c.module(place(node), average, (x.node, *rest[0]), rest[1])
+    new = c.module(graph.place(node), average, (x.node, *rest[0]), rest[1])
     return Sum((Term(new, x.scale / factor, 0, -most, most),))
 
 

@@ -29,7 +29,6 @@ from minq.deploy.compiler.forms import (
     Term,
 )
 from minq.deploy.normalize import NOTHING
-from minq.simulate import place
 
 if TYPE_CHECKING:
     from minq.deploy.compiler.compile import Compiler
@@ -75,7 +74,7 @@ def _call(c: Compiler, node: fx.Node, x: fx.Node, others: list) -> fx.Node:
     new_of = c.shaped if graph.traits(node).shape_operand else c.plain
     args, kwargs = fx.map_arg((tuple(others), dict(node.kwargs)), new_of)
     if graph.traits(node).float_kernel:
-        return c.module(place(node), kernels.Move(node.target), (x, *args), kwargs)
+        return c.module(graph.place(node), kernels.Move(node.target), (x, *args), kwargs)
     return c.graph.call_function(node.target, (x, *args), kwargs)
 
 
@@ -122,7 +121,7 @@ def _filled(c: Compiler, node: fx.Node, others: list, x: Term) -> list | Hidden 
     def join(nodes: list[fx.Node]) -> fx.Node:
         kwargs = {k: v for k, v in node.kwargs.items() if k != "value"}
         args, kwargs = fx.map_arg((padding[: at - 1], kwargs), c.plain)
-        return c.module(place(node), kernels.FillWith(node.target), (*nodes, *args), kwargs)
+        return c.module(graph.place(node), kernels.FillWith(node.target), (*nodes, *args), kwargs)
 
     number = c.buffer(torch.tensor(value, dtype=torch.float64))
     return Pieces((Sum((x,)), Filled(number, value)), join)

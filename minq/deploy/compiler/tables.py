@@ -46,9 +46,13 @@ def pointwise(c: Compiler, node: fx.Node) -> Function:
     then, form = c.of_one_number(node, x), c.forms[x]
     before = form.function if isinstance(form, Function) else None
     term = form.term if isinstance(form, Function) else c.grid(x)
-    if (entries := term.high - term.low + 1) > ENTRIES:
-        raise Island(f"its table would have {entries:,} entries, more than {ENTRIES:,}")
+    _check_size(term.high - term.low + 1)
     return Function(term, then if before is None else lambda r: then(before(r)))
+
+
+def _check_size(entries: int) -> None:
+    if entries > ENTRIES:
+        raise Island(f"its table would have {entries:,} entries, more than {ENTRIES:,}")
 
 
 def converted(c: Compiler, node: fx.Node) -> Any:
@@ -96,9 +100,7 @@ def softmax(c: Compiler, node: fx.Node) -> Normalized:
     if logarithm and hidden is not None:
         raise Island("the logarithm of nothing")
     rows = {"dim": node.args[1], "low": x.low, "high": x.high, "hidden": hidden}
-    entries = Softmax.entries(x.scale, x.low, x.high, hidden)
-    if entries > ENTRIES:
-        raise Island(f"its table would have {entries:,} entries, more than {ENTRIES:,}")
+    _check_size(Softmax.entries(x.scale, x.low, x.high, hidden))
     kind = LogSoftmax if logarithm else Softmax
 
     def unit(grid: kernels.Quantize) -> nn.Module:
