@@ -16,6 +16,7 @@ from minq.ptq.bias import (
     empirical_shift,
     output_shift,
 )
+from minq.ptq.correction import helpful_shift
 
 integrate = pytest.importorskip("scipy.integrate")
 seeds = st.integers(0, 2**32 - 1)
@@ -126,6 +127,21 @@ def test_corrected_layer_has_the_mean_of_the_original():
         empirical_shift(y.movedim(1, -1), y_hat.movedim(1, -1), axis=-1), shift
     )
     assert correct_bias(None, shift).equal(-shift)
+
+
+@pytest.mark.parametrize("activation", [None, torch.relu])
+def test_only_the_channels_that_a_shift_helps_are_shifted(activation):
+    """The first channel is off by one everywhere, the second by as much up as down."""
+    y = torch.randint(2, 9, (400, 2), generator=torch.Generator().manual_seed(0)).float()
+    wrong = torch.tensor([[1.0, 1], [1, 1], [1, -1], [1, -1]]).repeat(100, 1)
+    y_hat = y + wrong
+
+    def halves():
+        yield from ((half, y[half::2], y_hat[half::2]) for half in (0, 1))
+
+    shift = helpful_shift(halves, activation)
+    torch.testing.assert_close(shift, torch.tensor([1.0, 0.0]))
+    assert helpful_shift(lambda: iter([(0, y, y)])) is None  # nothing is held out
 
 
 def test_moments_of_a_convolution_against_samples():
