@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import exercises as tool
 import nbformat
 import pytest
+import torch
 import yaml
+
+import minq
+from minq.qat import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "book").glob("ch*.ipynb"))
@@ -17,6 +24,14 @@ WRONG = Path(__file__).parent / "wrong_answers"
 NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in CHAPTERS}
 EXERCISES = {name: tool.exercises(notebook) for name, notebook in NOTEBOOKS.items()}
 CODE = {e.label: e for found in EXERCISES.values() for e in found if e.answer}
+
+IN_PAGE = {label: e for label, e in CODE.items() if e.in_page}
+ON_TORCH = {
+    "ex-ch05-3": "inserts quantizers into a network",
+    "ex-ch10-2": "calls minq.ptq",
+    "ex-ch11-3": "switches the quantizers of a network",
+    "ex-ch15-2": "trains a network",
+}
 
 
 def wrong_answers() -> dict[str, list[dict]]:
@@ -97,3 +112,45 @@ def test_check_fails_a_wrong_answer(label, answer):
         run(source_of(label, answer), CODE[label].check.source)
     message = str(failure.value)
     assert re.search(answer["says"], message), f"the check says {message!r}"
+
+
+def test_all_but_those_that_need_a_network_run_in_the_page():
+    assert CODE.keys() - IN_PAGE.keys() == ON_TORCH.keys()
+
+
+@pytest.fixture(scope="module")
+def without_torch():
+    """What each exercise says in a Python without torch: {(label, answer): [kind, message]}."""
+    runs = {}
+    for label, exercise in IN_PAGE.items():
+        answers = {"solution": exercise.answer.source, "none": tool.stub(exercise.answer.source)}
+        answers |= {a["wrong"]: source_of(label, a) for a in WRONG_ANSWERS[label]}
+        runs |= {(label, k): [source, exercise.check.source] for k, source in answers.items()}
+    command = [sys.executable, "-W", "error", str(Path(__file__).with_name("without_torch.py"))]
+    given = json.dumps(list(runs.values()))
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+    return dict(zip(runs, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("label", IN_PAGE)
+def test_says_the_same_without_torch(label, without_torch, capsys):
+    exercise = IN_PAGE[label]
+    run(exercise.answer.source, exercise.check.source)
+    assert without_torch[label, "solution"] == ["passed", capsys.readouterr().out]
+    no_answer = ["NotImplementedError", "this exercise has no answer yet"]
+    assert without_torch[label, "none"] == no_answer
+    for answer in WRONG_ANSWERS[label]:
+        kind, message = without_torch[label, answer["wrong"]]
+        assert kind == "AssertionError" and re.search(answer["says"], message), message
+
+
+def test_the_estimator_of_chapter_14_is_one_that_networks_take():
+    names: dict = {}
+    exec(CODE["ex-ch14-2"].answer.source, names)
+    estimator = names["mean_size"](4)
+    weight = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    q = minq.Quantizer(4, signed=True, symmetric=True, axis=0, estimator=estimator)
+    q(weight)
+    torch.testing.assert_close(q.scale.detach(), 2 * weight.abs().mean(1) / 7**0.5)
+    settings = {"weights": 4, "equalize": False, "progress": False, "weight_range": estimator}
+    prepare(torch.nn.Sequential(torch.nn.Linear(3, 5)), torch.randn(8, 3), **settings)

@@ -12,7 +12,9 @@ tests/test_exercises.py lets every check meet the solution, the stub and wrong a
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +34,8 @@ HEAD = re.compile(rf"\*({'|'.join(KINDS)}) (★{{1,3}})\.\*")
 NO_ANSWER = """\
 # Your code here, in place of the next line.
 raise NotImplementedError("this exercise has no answer yet")"""
+IN_PAGE = {*sys.stdlib_module_names, "numpy", "minq"}
+"""What a page's Python has; of minq what needs no PyTorch, which the tests make sure of."""
 MARKED = re.compile(r"^( *)### BEGIN SOLUTION\n[\s\S]*?^ *### END SOLUTION$", re.MULTILINE)
 
 
@@ -52,6 +56,12 @@ class Exercise:
     def grade(self) -> int:
         return len(self._head()[2])
 
+    @property
+    def in_page(self) -> bool:
+        """Whether it can be answered and checked in the page, where there is no PyTorch."""
+        cells = [cell.source for cell in (self.answer, self.check) if cell]
+        return bool(cells) and all(imported(source) <= IN_PAGE for source in cells)
+
     def _head(self) -> re.Match:
         if not (head := HEAD.match(self.text.strip())):
             raise ValueError(
@@ -59,6 +69,21 @@ class Exercise:
                 f"not {self.text.strip()[:40]!r}"
             )
         return head
+
+
+def imported(source: str) -> set[str]:
+    """The packages that Python code imports.
+
+    >>> sorted(imported("import numpy as np\\nfrom minq.mac import MacArray"))
+    ['minq', 'numpy']
+    """
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found
 
 
 def has_tag(cell: nbformat.NotebookNode, tag: str) -> bool:
