@@ -1,0 +1,253 @@
+// Python in the page. Nothing is loaded before the first run. For other scripts:
+//
+//   minqLive.available                   whether this book was built with what it takes
+//   minqLive.run(source, options)        runs a cell; resolves, and never rejects, to the result:
+//     options { space: "page"            cells of one space share their names
+//               fresh: false             forget the names of the space first
+//               name: "this cell"        what tracebacks call it
+//               onOutput: (output) => {} called for each output as it comes
+//               onStatus: (text) => {} } what the reader waits for, in words ("" when it runs)
+//     result  { status                   "ok"; "error": Python's; "stopped"; "failed": no Python to be had
+//               text                     the last value as it prints, or the message of the error
+//               stdout, figures          what was printed; pictures as data: addresses
+//               outputs                  all in order: [{ kind: "stdout" | "stderr" | "text" | "figure", text }]
+//               line, traceback          where an error came from: the line of this source, or null
+//               ms }                     in Python alone
+//   minqLive.stop()                      ends what runs; the next run starts a new Python without names
+//   minqLive.running                     whether something runs or waits to
+//   minqLive.generation                  grows with each Python that is given up: the names are gone
+//   minqLive.editor(element, source, { onRun, onChange, label })
+//                                        an editor in the element; resolves to { get, set, focus }
+//   minqLive.show(output)                an element that shows an output
+//
+// Python lives in a worker in a frame of its own, whose origin is no page's and whose policy allows no network. What
+// comes from there is shown as text or as a picture, never as HTML.
+(() => {
+  "use strict";
+  const parts = JSON.parse(document.getElementById("live-parts")?.textContent ?? "{}"); // name -> { src, bytes }
+  const FIRST = ["python", "numpy", "book"]; // what every run needs
+  const LATER = { // what a cell needs beyond, seen in its text
+    matplotlib: /\b(matplotlib|pylab)\b/,
+    weights: /\befficientnet_lite0\w*\b/,
+  };
+  const POLICY = "default-src 'none'; script-src 'unsafe-inline' 'wasm-unsafe-eval' blob:; worker-src blob:";
+  const FRAME = `<!doctype html><meta http-equiv="Content-Security-Policy" content="${POLICY}"><script>
+    onmessage = ({ data, ports: [port] }) => {
+      const worker = new Worker(URL.createObjectURL(new Blob(data.code, { type: "text/javascript" })));
+      worker.onmessage = (e) => port.postMessage(e.data);
+      worker.onerror = (e) => port.postMessage({ kind: "failed", text: e.message || "the worker could not start" });
+      port.onmessage = (e) => worker.postMessage(e.data);
+    };
+  <\/script>`;
+  const NO_MEMORY = "This device has too little memory for Python in the page. The chapter reads without it; Colab and " +
+    "Binder (the rocket at the top) run it elsewhere.";
+  const FIGURE = /^[A-Za-z0-9+/=]+$/;
+
+  // --- The files: scripts that hold base64, since a page on a disk may not fetch its neighbours ---------------------
+
+  const loaded = new Map(); // name -> promise of { file name: Blob }
+  const arrived = new Map(); // name -> what the script of the part handed over
+  function script(src) {
+    return new Promise((done, fail) => {
+      const element = Object.assign(document.createElement("script"), { src, async: true });
+      element.onload = () => { element.remove(); done(); };
+      element.onerror = () => fail(new Error(`${src.split("/").pop()} could not be loaded; are you offline?`));
+      document.head.append(element);
+    });
+  }
+  function bytes(base64) {
+    return Uint8Array.fromBase64 ? Uint8Array.fromBase64(base64) : Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+  }
+  async function unpack(name, base64) {
+    const blob = new Blob([bytes(base64)]);
+    if (!name.endsWith(".gz")) return [name, blob];
+    const plain = blob.stream().pipeThrough(new DecompressionStream("gzip"));
+    return [name.slice(0, -3), await new Response(plain).blob()];
+  }
+  function load(name) {
+    if (!loaded.has(name)) {
+      const files = (async () => {
+        if (!parts[name]) throw new Error(`this book was built without its part "${name}"`);
+        await script(parts[name].src);
+        const entries = await Promise.all(Object.entries(arrived.get(name)).map((entry) => unpack(...entry)));
+        arrived.delete(name);
+        return Object.fromEntries(entries);
+      })();
+      files.catch(() => loaded.delete(name)); // the next run tries again
+      loaded.set(name, files);
+    }
+    return loaded.get(name);
+  }
+  const megabytes = (names) => Math.round(names.reduce((sum, name) => sum + (parts[name]?.bytes ?? 0), 0) / 1e6);
+
+  // --- One Python ---------------------------------------------------------------------------------------------------
+
+  class Python {
+    #frame; #port; #runs = new Map(); #has = new Set(FIRST); #ended; #isReady;
+    constructor() {
+      this.ended = new Promise((end) => { this.#ended = end; }); // resolves to why, when it is given up
+      this.ready = this.#start();
+      this.ready.catch(() => {});
+    }
+    async #start() {
+      const files = Object.assign({}, ...(await Promise.all(FIRST.map(load))));
+      const code = ["pyodide.asm.js", "pyodide.js", "live-worker.js"].flatMap((name) => [files[name], "\n"]);
+      for (const name of ["pyodide.asm.js", "pyodide.js", "live-worker.js"]) delete files[name];
+      const { port1, port2 } = new MessageChannel();
+      const frame = this.#frame = document.createElement("iframe");
+      Object.assign(frame, { hidden: true, title: "Python", srcdoc: FRAME, tabIndex: -1 });
+      frame.setAttribute("sandbox", "allow-scripts");
+      frame.setAttribute("aria-hidden", "true");
+      const shown = new Promise((done) => { frame.onload = done; });
+      document.body.append(frame);
+      await shown;
+      const ready = new Promise((done, fail) => { this.#isReady = { done, fail }; });
+      this.#port = port1;
+      port1.onmessage = ({ data }) => this.#hear(data);
+      frame.contentWindow?.postMessage({ code }, "*", [port2]);
+      port1.postMessage({ kind: "start", files });
+      await ready;
+    }
+    #hear({ kind, id, outputs, result, text }) {
+      const run = this.#runs.get(id);
+      if (kind === "ready") this.#isReady.done();
+      else if (kind === "outputs") run?.hear(outputs);
+      else if (kind === "done") { this.#runs.delete(id); run?.done(result); }
+      else if (kind === "failed") { // Python itself is broken: nothing of it can be trusted any more
+        this.#isReady.fail(new Error(text));
+        this.end("failed", text);
+      }
+    }
+    async add(names) {
+      for (const name of names.filter((n) => !this.#has.has(n))) {
+        const files = await load(name);
+        this.#has.add(name);
+        this.#port.postMessage({ kind: "add", files });
+      }
+    }
+    missing(names) { return names.filter((name) => !this.#has.has(name)); }
+    run(message, hear) {
+      const id = crypto.randomUUID?.() ?? String(Math.random());
+      return new Promise((done) => {
+        this.#runs.set(id, { hear, done });
+        this.#port.postMessage({ kind: "run", id, ...message });
+      });
+    }
+    end(status, text) {
+      this.#frame?.remove();
+      this.#port?.close();
+      this.#ended({ status, text });
+    }
+  }
+
+  // --- What other scripts see ---------------------------------------------------------------------------------------
+
+  let python, generation = 0, running = 0, turn = Promise.resolve();
+
+  function give(up, status, text) {
+    if (python !== up || !up) return;
+    python = undefined;
+    generation++;
+    up.end(status, text);
+  }
+  function sentence(text) {
+    return /memory|allocation/i.test(text) ? NO_MEMORY : `Python could not start in this page: ${text}`;
+  }
+  const later = (source) => Object.keys(LATER).filter((name) => parts[name] && LATER[name].test(source));
+
+  async function attempt(source, { space = "page", fresh = false, name = "", onOutput, onStatus }, result) {
+    const mine = (python ??= new Python());
+    mine.ended.then(({ status, text }) => give(mine, status, text));
+    const work = async () => {
+      const wanted = later(source);
+      const news = [...FIRST.filter((n) => !loaded.has(n)), ...wanted.filter((n) => !loaded.has(n))];
+      onStatus?.(news.length ? `Loading Python, ${megabytes(news)} MB, once …` : "Starting Python …");
+      await mine.ready;
+      if (mine.missing(wanted).length) onStatus?.(`Loading ${mine.missing(wanted).join(" and ")} …`);
+      await mine.add(wanted);
+      onStatus?.("");
+      return mine.run({ source, space, fresh, name }, (outputs) => {
+        for (const { kind, text } of outputs) {
+          if (kind === "figure" && !FIGURE.test(text)) continue;
+          const output = { kind: String(kind), text: String(text) };
+          result.outputs.push(output);
+          onOutput?.(output);
+        }
+      });
+    };
+    const end = mine.ended.then(({ status, text }) => ({
+      status, text: status === "failed" ? sentence(text) : text,
+    }));
+    try {
+      return await Promise.race([work(), end]);
+    } catch (error) {
+      give(mine, "failed", error.message);
+      return { status: "failed", text: sentence(error.message) };
+    }
+  }
+
+  async function run(source, options = {}) {
+    const result = { status: "failed", text: "", outputs: [], line: null, traceback: "", ms: 0 };
+    running++;
+    const before = turn;
+    let done;
+    turn = new Promise((end) => { done = end; });
+    const asked = generation;
+    await before; // one after another, in the order of the clicks
+    if (asked !== generation) Object.assign(result, { status: "stopped", text: "Stopped before it began." });
+    else Object.assign(result, await attempt(source, options, result));
+    done();
+    running--;
+    const of = (kind) => result.outputs.filter((output) => output.kind === kind).map(({ text }) => text);
+    result.stdout = of("stdout").join("");
+    result.figures = of("figure").map((text) => `data:image/png;base64,${text}`);
+    if (result.status === "ok") result.text = of("text").at(-1) ?? "";
+    return result;
+  }
+
+  function stop() {
+    if (running) give(python, "stopped", "Stopped. The names of all cells are gone: run the cells above again.");
+  }
+
+  function show({ kind, text }) {
+    if (kind === "figure") {
+      const picture = Object.assign(new Image(), { src: `data:image/png;base64,${text}`, alt: "Figure of this cell" });
+      picture.decode().then(() => { picture.width = picture.naturalWidth / 2; }, () => {});
+      return picture;
+    }
+    return Object.assign(document.createElement("pre"), { className: `mq-live-${kind}`, textContent: text });
+  }
+
+  // --- The editor ---------------------------------------------------------------------------------------------------
+
+  function plainEditor(element, source, { onRun, onChange, label = "Code" }) { // where CodeMirror cannot be had
+    const area = Object.assign(document.createElement("textarea"), { value: source, spellcheck: false });
+    area.className = "mq-live-plain";
+    area.rows = source.split("\n").length + 1;
+    area.setAttribute("aria-label", label);
+    area.onkeydown = (e) => { if (e.key === "Enter" && (e.ctrlKey || e.metaKey || e.shiftKey)) { e.preventDefault(); onRun?.(); } };
+    area.oninput = () => onChange?.(area.value);
+    element.replaceChildren(area);
+    return { get: () => area.value, set: (text) => { area.value = text; }, focus: () => area.focus() };
+  }
+  let editorScript;
+  async function editor(element, source, options = {}) {
+    try {
+      if (!parts.editor) throw new Error("no editor");
+      await (editorScript ??= script(parts.editor.src));
+      return window.minqEditor(element, source, options);
+    } catch {
+      editorScript = undefined;
+      return plainEditor(element, source, options);
+    }
+  }
+
+  window.minqLive = {
+    available: FIRST.every((name) => name in parts) && "DecompressionStream" in window && "WebAssembly" in window,
+    run, stop, editor, show,
+    get running() { return running > 0; },
+    get generation() { return generation; },
+    part(name, files) { arrived.set(name, files); },
+  };
+  document.dispatchEvent(new Event("minq-live"));
+})();

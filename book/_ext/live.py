@@ -1,0 +1,180 @@
+"""Python in the pages: the files that it takes, joined into scripts that also load from a disk.
+
+`_static/live/` gets a script for each bundle: `python`, `numpy` and `book` for the first run,
+`matplotlib`, `weights` and `editor` for what needs them. Each name carries a hash, so that a
+browser keeps what did not change. Where parts.py finds nothing, the book is built without, and says
+so.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from sphinx.util import logging
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+ASSETS = HERE.parent / "_assets"
+sys.path.insert(0, str(HERE.parent / "_tools"))
+
+import parts  # noqa: E402
+
+logger = logging.getLogger(__name__)
+# A lock file without packages: what lies beside Pyodide is unpacked by live-worker.js.
+PYODIDE = ("pyodide.js", "pyodide.asm.js", "pyodide.asm.wasm", "python_stdlib.zip")
+# What CommonJS modules need to find each other.
+REQUIRE = """const makers = {}, made = {};
+function define(name, make) { makers[name] = make; }
+function require(name) {
+  if (!made[name]) {
+    made[name] = { exports: {} };
+    makers[name](require, made[name].exports, made[name]);
+  }
+  return made[name].exports;
+}
+"""
+PURE = ("array_api_compat", "traitlets")  # packages that minq imports, from this environment
+
+
+def packed(name: str, content: bytes) -> tuple[str, str]:
+    """A file as a script carries it: compressed unless it is an archive, in base64."""
+    if not name.endswith((".whl", ".zip", ".npz")):
+        name, content = f"{name}.gz", gzip.compress(content, 9, mtime=0)
+    return name, base64.b64encode(content).decode()
+
+
+def archive(files: Iterable[tuple[str, bytes]]) -> bytes:
+    """A zip file, the same for the same files."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as whole:
+        for name, content in sorted(files):
+            whole.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    return file.getvalue()
+
+
+def library() -> bytes:
+    """minq, the book's own package without networks, and what both import; as one archive."""
+    found = [(f"minq/{p.relative_to(ROOT / 'minq')}", p) for p in (ROOT / "minq").rglob("*.py")]
+    book = ROOT / "book" / "minqbook"
+    found += [
+        (f"minqbook/{p.relative_to(book)}", p)
+        for p in book.rglob("*")
+        if p.suffix in (".py", ".js", ".css", ".json")
+    ]
+    for name in PURE:
+        folder = Path(next(iter(find_spec(name).submodule_search_locations)))
+        found += [(f"{name}/{p.relative_to(folder)}", p) for p in folder.rglob("*.py")]
+    return archive((name, path.read_bytes()) for name, path in found)
+
+
+def weights() -> bytes:
+    """EfficientNet-Lite0's folded weights, for chapters that compute with them."""
+    import numpy as np
+
+    from minqbook.zoo import efficientnet_lite0_weights
+
+    file = io.BytesIO()
+    np.savez_compressed(file, **efficientnet_lite0_weights())
+    return file.getvalue()
+
+
+def module(name: str, source: str) -> str:
+    return f"define({json.dumps(name)}, function (require, exports, module) {{\n{source}\n}});\n"
+
+
+def editor(folder: Path) -> str:
+    """CodeMirror's modules, each as a function, and our editor behind them, as one plain script."""
+    modules = {path.parent.relative_to(folder).as_posix(): path for path in folder.rglob("*.cjs")}
+    text = "".join(module(name, path.read_text("utf-8")) for name, path in sorted(modules.items()))
+    ours = (ASSETS / "live-editor.js").read_text("utf-8")
+    return f"(() => {{\n{REQUIRE}{text}{module('editor', ours)}require('editor');\n}})();\n"
+
+
+class Bundles:
+    """The scripts of `_static/live`, each written once for the same content."""
+
+    def __init__(self, folder: Path, sources: parts.Sources) -> None:
+        self.folder, self.sources = folder, sources
+        self.made: dict[str, dict] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, key: bytes, text: Callable[[], str]) -> None:
+        digest = hashlib.sha256(key).hexdigest()[:12]
+        path = self.folder / f"{name}-{digest}.js"
+        if not path.exists():
+            parts.keep(path, text().encode())
+        address = f"_static/live/{path.name}"
+        self.made[name] = {"src": address, "bytes": path.stat().st_size}
+
+    def add_files(self, name: str, files: dict[str, bytes]) -> None:
+        """A bundle of files that live.js unpacks."""
+        key = b"".join(n.encode() + hashlib.sha256(c).digest() for n, c in files.items())
+
+        def text() -> str:
+            content = json.dumps(dict(packed(*file) for file in files.items()))
+            return f"minqLive.part({json.dumps(name)}, {content});\n"
+
+        self.add(name, key, text)
+
+    def from_part(self, part: str) -> dict[str, bytes] | None:
+        folder = parts.fetch(part, self.sources)
+        return folder and {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+    def write(self) -> dict[str, dict]:
+        """All that can be had; nothing, if that does not suffice to run a cell."""
+        pyodide, numpy = self.from_part("pyodide"), self.from_part("numpy")
+        if not (pyodide and numpy):
+            return {}
+        lock = json.loads(pyodide["pyodide-lock.json"])
+        core = {name: pyodide[name] for name in PYODIDE}
+        core["pyodide-lock.json"] = json.dumps({"info": lock["info"], "packages": {}}).encode()
+        self.add_files("python", core)
+        self.add_files("numpy", numpy)
+        worker = (ASSETS / "live-worker.js").read_bytes()
+        self.add_files("book", {"live-worker.js": worker, "book.zip": library()})
+        if matplotlib := self.from_part("matplotlib"):
+            self.add_files("matplotlib", matplotlib)
+        if folder := parts.fetch("codemirror", self.sources):
+            script = editor(folder)
+            self.add("editor", script.encode(), lambda: script)
+        return self.made
+
+
+def prepare(app):
+    """Before any page: what they will load, under app.live_parts."""
+    app.live_parts = {}
+    if app.builder.format != "html":
+        return
+    sources = parts.Sources()
+    folder = Path(app.outdir) / "_static" / "live"
+    app.live_parts = Bundles(folder, sources).write()
+    if not app.live_parts:
+        logger.info("The cells of the book are not live: %s", parts.why_not(sources))
+    kept = {Path(part["src"]).name for part in app.live_parts.values()}
+    for old in folder.glob("*.js"):
+        if old.name not in kept:
+            old.unlink()
+
+
+def page(app, pagename, templatename, context, doctree):
+    """The scripts of a page that has code."""
+    if doctree is None or not app.live_parts:
+        return
+    listed = json.dumps(app.live_parts)
+    app.add_js_file(None, body=listed, type="application/json", id="live-parts", priority=940)
+    app.add_js_file("live.js", defer="defer", priority=941)
+
+
+def setup(app):
+    app.connect("builder-inited", prepare)
+    app.connect("html-page-context", page)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,156 @@
+"""What the page's Python does with a cell: run it, and say what came of it.
+
+``book/_assets/live-worker.js`` calls ``begin`` once and ``run`` for each cell. Nothing here needs a
+browser, so the tests run it too.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import io
+import json
+import linecache
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
+
+MOST = 1_000_000  # characters that one cell may print
+NO_TORCH = (
+    "PyTorch does not run in a web page. Open this notebook in Colab or Binder (the rocket at the"
+    " top), or on your own machine."
+)
+
+_emit: Callable[[str, str], None] = lambda kind, text: None  # noqa: E731
+_spaces: dict[str, dict[str, Any]] = {}
+_printed = 0
+
+
+def begin(emit: Callable[[str, str], None]) -> None:
+    """Get ready; from now on what cells show goes to ``emit(kind, text)``.
+
+    kind: ``"stdout"``, ``"stderr"``; ``"figure"``, a PNG picture in base64; ``"text"``, a value as
+    it prints.
+    """
+    global _emit
+    _emit = emit
+    os.environ["MPLBACKEND"] = "module://minqbook.live_figures"
+    builtins.input = _no_input
+
+
+def emit(kind: str, text: str) -> None:
+    """Show something below the cell that runs."""
+    global _printed
+    if kind in ("stdout", "stderr"):
+        room = MOST - _printed
+        _printed += len(text)
+        if room <= 0:
+            return
+        if len(text) > room:
+            text = f"{text[:room]}\n... and more: only the first {MOST:,} characters are shown\n"
+    _emit(kind, text)
+
+
+def run(source: str, space: str = "page", name: str = "", fresh: bool = False) -> str:
+    """Run a cell's code. The value of a last expression is shown, as in a notebook.
+
+    Args:
+        source: Python code.
+        space: Cells of one space share their names.
+        name: What the cell is called in tracebacks.
+        fresh: Forget the names of the space first.
+
+    Returns:
+        JSON with ``status``, ``"ok"`` or ``"error"``; after an error ``text``, its type and
+        message, ``line``, the line of this cell that led to it or None, and ``traceback``.
+    """
+    global _printed
+    _printed = 0
+    if fresh:
+        _spaces.pop(space, None)
+    names = _spaces.setdefault(space, {"__name__": "__main__", "__builtins__": builtins})
+    file = f"<{name or 'this cell'}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(True), file)  # for tracebacks
+    try:
+        with redirect_stdout(_Stream("stdout")), redirect_stderr(_Stream("stderr")):
+            value = _execute(source, file, names)
+            if value is not None:
+                names["_"] = value
+                _show(value)
+            _show_figures()
+    except BaseException as error:  # SystemExit and KeyboardInterrupt too: they end a cell only
+        _forget_figures()
+        return json.dumps({"status": "error", **_explain(error, file)})
+    return json.dumps({"status": "ok", "text": "", "line": None, "traceback": ""})
+
+
+def _execute(source: str, file: str, names: dict[str, Any]) -> Any:
+    """Run the statements; the answer is the value of a last expression that no ``;`` follows."""
+    tree = ast.parse(source, file)
+    last = tree.body[-1] if tree.body else None
+    if not isinstance(last, ast.Expr) or source.rstrip().endswith(";"):
+        exec(compile(tree, file, "exec"), names)
+        return None
+    tree.body.pop()
+    exec(compile(tree, file, "exec"), names)
+    return eval(compile(ast.Expression(last.value), file, "eval"), names)
+
+
+def _show(value: Any) -> None:
+    """A value as a notebook prints it."""
+    if hasattr(value, "_repr_mimebundle_"):
+        data = value._repr_mimebundle_()
+        data = data[0] if isinstance(data, tuple) else data
+        emit("text", data["text/plain"])
+    else:
+        emit("text", repr(value))
+
+
+def _show_figures() -> None:
+    if plt := sys.modules.get("matplotlib.pyplot"):
+        plt.show()
+
+
+def _forget_figures() -> None:
+    if plt := sys.modules.get("matplotlib.pyplot"):
+        plt.close("all")
+
+
+def _explain(error: BaseException, file: str) -> dict[str, Any]:
+    """The error as a learner needs it: the line, the message, the rest to unfold."""
+    text = "".join(traceback.format_exception_only(error)).strip()
+    line = None
+    if isinstance(error, SyntaxError) and error.filename == file:
+        line, text = error.lineno, f"{type(error).__name__}: {error.msg}"
+    steps = error.__traceback__
+    while steps and steps.tb_frame.f_code.co_filename != file:
+        steps = steps.tb_next  # our own steps before the cell's
+    for step in traceback.extract_tb(steps):
+        line = step.lineno if step.filename == file else line
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "torch":
+        text += f"\n{NO_TORCH}"
+    if isinstance(error, MemoryError):
+        text += "\nThis page's Python has no more memory: Stop it, and try smaller arrays."
+    whole = "".join(traceback.format_exception(type(error), error, steps)).strip()
+    return {"text": text, "line": line, "traceback": whole}
+
+
+def _no_input(prompt: object = "", /) -> str:
+    raise RuntimeError("input() cannot ask in the page: give the value in the code")
+
+
+class _Stream(io.TextIOBase):
+    """What a cell prints."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        emit(self.kind, text)
+        return len(text)
