@@ -84,9 +84,7 @@ class MSE(Estimator):
     def find(self, x, quantizer, granularity) -> Range:
         return ranges.mse(
             x,
-            bits=quantizer.grid.bits,
-            signed=quantizer.grid.signed,
-            narrow_range=quantizer.grid.narrow_range,
+            quantizer.grid,
             symmetric=quantizer.symmetric,
             axis=granularity.axis,
             group=granularity.group,

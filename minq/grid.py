@@ -57,7 +57,8 @@ def round_straight_through(x: Array) -> Array:
 class Grid(NamedTuple):
     """The integers from ``quant_min`` to ``quant_max``: n and p of the formulas.
 
-    ``integer_grid`` makes one from a number of bits. A pair by nature: ``n, p = grid``.
+    ``integer_grid`` makes one from a number of bits. A pair by nature: ``n, p = grid``. A subclass
+    that holds some of these integers only, such as powers of two, has a ``quantize`` of its own.
 
     >>> grid = integer_grid(4, signed=True)
     >>> grid, grid.bits, grid.signed, grid.narrow_range
@@ -76,6 +77,11 @@ class Grid(NamedTuple):
     def steps(self) -> int:
         """From one end to the other: p - n."""
         return self.quant_max - self.quant_min
+
+    @property
+    def even(self) -> bool:
+        """Whether every integer from n to p is a level, so that eq. (4) rounds to it."""
+        return type(self).quantize is Grid.quantize
 
     @property
     def signed(self) -> bool:
@@ -184,11 +190,12 @@ class Grid(NamedTuple):
         return scale, xp.astype(zero_point, xp.int32)
 
 
-def integer_grid(bits: int, *, signed: bool = False, narrow_range: bool = False) -> Grid:
+def integer_grid(bits: int | Grid, *, signed: bool = False, narrow_range: bool = False) -> Grid:
     """The grid of ``bits`` bits: its smallest and largest integer (n, p), eq. (4) and (8).
 
     Unsigned: [0, 2^b - 1]. Signed: [-2^(b-1), 2^(b-1) - 1]. Signed with a narrow range: the lowest
     level is given up so that the grid is its own mirror image, [-(2^(b-1) - 1), 2^(b-1) - 1].
+    A ``Grid`` in place of bits is what it is, whatever the flags say.
 
     Raises:
         ValueError: ``bits`` is not from 1 to 16, or 1 on a signed grid (it would hold no positive
@@ -197,6 +204,8 @@ def integer_grid(bits: int, *, signed: bool = False, narrow_range: bool = False)
     >>> [tuple(integer_grid(8, signed=s, narrow_range=r)) for s, r in ((0, 0), (1, 0), (1, 1))]
     [(0, 255), (-128, 127), (-127, 127)]
     """
+    if isinstance(bits, Grid):
+        return bits
     bits = check_bits(bits)
     if not signed:
         if narrow_range:

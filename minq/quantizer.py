@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from minq._checks import as_float, compute_dtype, saturating_cast
 from minq.estimators import Estimator, as_estimator
 from minq.granularity import Granularity
-from minq.grid import integer_grid, operands, round_straight_through
+from minq.grid import Grid, integer_grid, operands, round_straight_through
 from minq.straight_through import fake_quantize_trained, scale_gradient
 
 STAGES = ("off", "observe", "frozen", "learn")
@@ -31,7 +31,7 @@ class Quantizer(nn.Module):
     """Fake quantization with a range of its own.
 
     bits, signed, narrow_range, symmetric, power_of_two, axis, group: as in ``minq.affine``; kept as
-        ``grid`` and ``granularity``.
+        ``grid`` and ``granularity``. A ``Grid`` in place of bits is used as it is.
     estimator: an object of ``minq.estimators``, its short form ("min_max", "percentile", "mse",
         "output"), or any function ``(x, *, axis, group) -> (low, high)``.
     average: how the ranges of several batches become one. False (default for min-max): their union.
@@ -47,7 +47,7 @@ class Quantizer(nn.Module):
 
     def __init__(
         self,
-        bits: int = 8,
+        bits: int | Grid = 8,
         *,
         signed: bool = False,
         narrow_range: bool = False,
@@ -286,4 +286,7 @@ class Quantizer(nn.Module):
         grid = [flag for flag in ("signed", "narrow_range") if getattr(self.grid, flag)]
         kind = [flag for flag in ("symmetric", "power_of_two") if getattr(self, flag)]
         per = [f"{k}={v}" for k, v in vars(self.granularity).items() if v is not None]
-        return ", ".join([f"bits={self.bits}", *grid, *kind, *per, self._stage])
+        half = 2 ** (self.bits - 1)
+        usual = {(0, 2 * half - 1), (-half, half - 1), (1 - half, half - 1)}
+        size = f"bits={self.bits}" if self.grid.even and self.grid in usual else repr(self.grid)
+        return ", ".join([size, *grid, *kind, *per, self._stage])

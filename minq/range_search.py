@@ -111,8 +111,11 @@ def squared_error(x: Array, scale: Array, zero_point: Array, grid: Grid) -> Arra
         u = x[i, j] * per_step[i]
         if moved:
             u += zero_point[i]
-        error = xp.round(u)
-        error = grid.clamp(error, out=error)
+        if grid.even:
+            error = xp.round(u)
+            error = grid.clamp(error, out=error)
+        else:
+            error = grid.quantize(u, 1.0, 0.0)
         error -= u  # eq. (16), before the sum of squares
         total[i] += xp.astype(xp.vecdot(error, error), xp.float64)[:, None]
     return total

@@ -29,7 +29,7 @@ from array_api_compat import is_torch_array
 
 from minq._checks import Array, as_float, check_count, clamp, compute_dtype, like, namespace
 from minq.granularity import Granularity
-from minq.grid import integer_grid
+from minq.grid import Grid, integer_grid
 from minq.range_search import Range, search, solve_noise_model, squared_error
 
 # --- What is seen: eq. (14), (15) and percentiles -------------------------------------------------
@@ -98,7 +98,7 @@ def percentile(
 
 def mse(
     x: Array,
-    bits: int = 8,
+    bits: int | Grid = 8,
     *,
     signed: bool = False,
     narrow_range: bool = False,

@@ -13,7 +13,7 @@ from typing import Any
 
 from minq._checks import check_count
 from minq.estimators import MSE, Grouped, Output, as_estimator
-from minq.grid import integer_grid
+from minq.grid import Grid, integer_grid
 from minq.quantizer import Quantizer
 
 
@@ -22,7 +22,7 @@ class Scheme:
     """How the tensors of a network are quantized.
 
     Args:
-        weights, activations: bits, 1 to 16, or None for none of that kind.
+        weights, activations: bits, 1 to 16, or a ``Grid``, or None for none of that kind.
         per_channel: one scale for each output channel of a weight, or else for each tensor.
         group_size: one scale for so many weights of a channel; needs ``per_channel``.
         symmetric: activations too get a signed grid without zero-point.
@@ -43,8 +43,8 @@ class Scheme:
     (8, 4)
     """
 
-    weights: int | None = 8
-    activations: int | None = 8
+    weights: int | Grid | None = 8
+    activations: int | Grid | None = 8
     per_channel: bool = False
     group_size: int | None = None
     symmetric: bool = False

@@ -79,6 +79,8 @@ class _FakeQuantize(torch.autograd.Function):
             u.add_(zero_point)
         x_hat = u.clamp(*grid)  # eq. (4)
         inside = torch.eq(u, x_hat, out=u) if any(ctx.needs_input_grad) else None
+        if not grid.even:
+            x_hat = grid.quantize(x, scale, 0.0 if zero_point is None else zero_point)
         if zero_point is not None:
             x_hat.sub_(zero_point)
         x_hat.mul_(scale)  # eq. (6)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, fx
 
 from minq import graph
+from minq.grid import integer_grid
 from minq.ptq.channels import is_clip, scale_channels, shared_channels
 from minq.scheme import Scheme
 
@@ -107,7 +108,8 @@ class Balance:
             raise ValueError(f"relu6 must be per_channel or keep, not {self.relu6!r}")
 
     def apply(self, gm: fx.GraphModule, batches: Sequence[Any], scheme: Scheme) -> None:
-        bits = scheme.weights, scheme.activations
+        grids = scheme.weights, scheme.activations
+        bits = (None if grid is None else integer_grid(grid).bits for grid in grids)
         balance(gm, batches, *bits, per_channel=scheme.per_channel, relu6=self.relu6)
 
 

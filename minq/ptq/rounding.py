@@ -141,6 +141,11 @@ class AdaRound(_OnRows):
                 f"{graph.layer_name(node)}: AdaRound takes one scale for each output, not groups; "
                 'pass rounding="gptq" or "nearest"'
             )
+        if not quantizer.grid.even:
+            raise ValueError(
+                f"{graph.layer_name(node)}: AdaRound goes a step down or up, and the steps of "
+                f'{quantizer.grid} differ; pass rounding="gptq" or "nearest"'
+            )
         scale, zero_point = (v.detach() for v in quantizer.scale_zero_point())
         weight = graph.weight_of(gm, node)
         task: dict[str, Any] = {

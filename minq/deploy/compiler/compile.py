@@ -128,6 +128,10 @@ class Compiler:
             raise ValueError(
                 f"{node.target} has {scale.numel()} scales; sums of integers need one per tensor"
             )
+        if not quantizer.grid.even:
+            raise ValueError(
+                f"{node.target} rounds to {quantizer.grid}, whose steps differ; only weights may"
+            )
         grid = kernels.Quantize(scale, zero_point, quantizer.grid)
         new = self._round(form, grid, node.target)
         self.places[node.target] = new.name
