@@ -70,16 +70,19 @@ def run_notebooks() -> None:
     cache = open_cache()
     for path in sorted((ROOT / "book").glob("*.ipynb")):
         cache.add_nb_to_project(path)
+    if waiting := cache.list_unexecuted():
+        print(f"Running {len(waiting)} notebooks, which takes some minutes ...", flush=True)
     timeout = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["execute"]["timeout"]
     load_executor("local-parallel", cache).run_and_cache(timeout=timeout)
 
 
 def build() -> None:
-    """Run every notebook and write every page; a warning is an error."""
+    """Run every notebook and write every page; a warning is an error, and little else is said."""
     STAMP.unlink(missing_ok=True)
     run_notebooks()
+    print("Writing the pages ...", flush=True)
     command = "from jupyter_book.cli.main import main; main()"  # there is no `python -m`
-    arguments = ["build", str(ROOT / "book"), "-W", "-n", "--keep-going", "--all"]
+    arguments = ["build", str(ROOT / "book"), "-W", "-n", "--keep-going", "--all", "-q"]
     subprocess.run([sys.executable, "-c", command, *arguments], cwd=ROOT, check=True)
     STAMP.touch()
 
