@@ -7,7 +7,6 @@ import inspect
 import re
 import shlex
 import sys
-import textwrap
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from nbformat import read
+from texts import blocks, prose
 from torch.nn.functional import cross_entropy
 
 import minq
@@ -24,33 +24,6 @@ from minqbook import zoo
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
-SEEN = {"", "python", "sh", "text", "bash"}
-
-
-def prose(path):
-    """What a reader reads: a file's text, or that of a notebook's cells that are no code."""
-    if path.suffix == ".md":
-        return path.read_text("utf-8")
-    cells = read(path, as_version=4).cells
-    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-
-
-def blocks(path, *languages):
-    """The fenced blocks of these languages, without their indent."""
-    fence = re.compile(r"^( *)(`{3,})([^\s`]*)[^\n]*\n(.*?)^ *\2 *$", re.S | re.M)
-    found = [(m[3], textwrap.dedent(m[4])) for m in fence.finditer(prose(path))]
-    # A directive of the book holds text, and may hold blocks of its own.
-    inner = [
-        (m[3], textwrap.dedent(m[4]))
-        for kind, body in found
-        if kind.startswith("{")
-        for m in fence.finditer(body)
-    ]
-    found += inner
-    assert all(kind in SEEN or kind.startswith("{") for kind, _ in found), path
-    return [body for kind, body in found if kind in languages]
-
-
 # --- The README's networks ------------------------------------------------------------------------
 
 
@@ -293,13 +266,13 @@ def test_names_of_the_library_exist(path):
             )
 
 
-@pytest.mark.parametrize("path", TEXTS[:2], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*TEXTS[:2], ROOT / "book" / "inside.md"], ids=lambda p: p.stem)
 def test_files_that_are_named_exist(path):
     """`minq/graph.py`, `fold.py` beside it, and folders; names of new files are left alone."""
     last = ROOT
     pattern = r"(?<!`)`([\w./-]+(?:\.(?:py|js|md|yml|yaml|bib|txt)|/))`"
     for code in re.findall(pattern, path.read_text("utf-8")):
-        if re.search(r"NN|name|ch03|test_name", code):
+        if re.search(r"NN|name|ch03|test_name|level_count", code):
             continue
         folders = (ROOT, last, ROOT / "book/minqbook/widgets")
         found = [folder / code for folder in folders if (folder / code).exists()]

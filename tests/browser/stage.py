@@ -8,23 +8,13 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from alone import write_page
 from bookpage import BookPage, Widget
-from ipywidgets.embed import embed_data
-
-ASSETS = Path(__file__).resolve().parents[2] / "book" / "_assets"
-PAGE = """<!doctype html><html lang="en" data-theme="{theme}">
-<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>One widget</title><link rel="icon" href="data:,"><body><main class="bd-article">
-<script type="application/vnd.jupyter.widget-view+json">{view}</script></main>
-<script type="application/vnd.jupyter.widget-state+json">{state}</script>{scripts}
-</body></html>"""
 
 
 @contextmanager
@@ -38,19 +28,7 @@ def stage(
     touch: bool = False,
     skip: bool = True,
 ) -> Iterator[Widget]:
-    data = embed_data(views=[widget], drop_defaults=False)
-    scripts = sorted(ASSETS.glob("widgets*.js"))
-    for script in scripts:
-        shutil.copy(script, folder)
-    (folder / "widget.html").write_text(
-        PAGE.format(
-            theme="dark" if dark else "light",
-            view=json.dumps(data["view_specs"][0]),
-            state=json.dumps(data["manager_state"]).replace("</", "<\\/"),
-            scripts="".join(f'<script defer src="{s.name}"></script>' for s in scripts),
-        ),
-        "utf-8",
-    )
+    write_page(widget, folder, "dark" if dark else "light")
     context = browser.new_context(
         viewport={"width": width, "height": 900},
         has_touch=touch,
