@@ -21,6 +21,7 @@ def shown(monkeypatch):
 
     monkeypatch.setattr("builtins.input", input)  # and back, after the test
     monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.chdir(".")
     monkeypatch.setattr(live, "_spaces", {})
     live.begin(emit)
     return outputs
@@ -130,3 +131,37 @@ def test_figures_come_in_order_as_pictures(shown):
         assert plt.get_fignums() == [], "what an error left open is not shown by the next cell"
     finally:
         plt.switch_backend(before)
+
+
+def test_what_the_page_brings_is_found_there_only(monkeypatch, tmp_path):
+    monkeypatch.setattr(live, "DATA", None)
+    assert live.given("net.npz") is None
+    live.begin(lambda kind, text: None, str(tmp_path))
+    assert live.given("net.npz") is None
+    (tmp_path / "net.npz").touch()
+    assert live.given("net.npz") == tmp_path / "net.npz"
+
+
+def test_only_cells_that_need_no_torch_are_live(tmp_path, monkeypatch):
+    """The rule, on a notebook made here: what fails is not live, nor what rests on it."""
+    import live_cells
+
+    sources = [
+        "x = 1",
+        "import torch\ny = 2",
+        "print(x)",
+        "y",
+        "from minqbook.widgets import AffinePlayground\nAffinePlayground([0.1, 0.9], bits=3)",
+        "!git clone nothing",
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()",
+    ]
+    cells = [{"cell_type": "code", "source": [s], "metadata": {}} for s in sources]
+    cells[5]["metadata"] = {"tags": ["remove-cell"]}
+    cells.insert(0, {"cell_type": "markdown", "source": ["# Title"], "metadata": {}})
+    notebook = tmp_path / "ch.ipynb"
+    notebook.write_text(json.dumps({"cells": cells}), "utf-8")
+    monkeypatch.setattr(live_cells, "KEPT", tmp_path / "kept")
+    found = live_cells.live_cells([notebook], b"library", tmp_path)
+    assert found == {"ch": [1, 3, 5, 7]}
+    monkeypatch.setattr(live_cells.subprocess, "run", None)  # nothing runs a second time
+    assert live_cells.live_cells([notebook], b"library", tmp_path) == found

@@ -51,7 +51,7 @@
     python = await self.loadPyodide({ indexURL: "https://minq.invalid/", stdin: () => null });
     for (const name of archives([...files.keys()])) await unpack(name);
     const live = python.pyimport("minqbook.live");
-    live.begin(emit);
+    live.begin(emit, "/data");
     run = live.run;
     python.unregisterJsModule("js");
     for (const name of NETWORK) {

@@ -17,7 +17,8 @@
 //   minqLive.running                     whether something runs or waits to
 //   minqLive.generation                  grows with each Python that is given up: the names are gone
 //   minqLive.editor(element, source, { onRun, onChange, label })
-//                                        an editor in the element; resolves to { get, set, focus }
+//                                        an editor in the element; resolves to { get, set, focus }; Ctrl+Enter
+//                                        calls onRun(), each change onChange(text)
 //   minqLive.show(output)                an element that shows an output
 //
 // Python lives in a worker in a frame of its own, whose origin is no page's and whose policy allows no network. What
@@ -39,8 +40,8 @@
       port.onmessage = (e) => worker.postMessage(e.data);
     };
   <\/script>`;
-  const NO_MEMORY = "This device has too little memory for Python in the page. The chapter reads without it; Colab and " +
-    "Binder (the rocket at the top) run it elsewhere.";
+  const NO_MEMORY = "This device has too little memory for Python in the page. The chapter reads without it; Colab and" +
+    " Binder (the rocket at the top) run it elsewhere.";
   const FIGURE = /^[A-Za-z0-9+/=]+$/;
 
   // --- The files: scripts that hold base64, since a page on a disk may not fetch its neighbours ---------------------
@@ -56,7 +57,8 @@
     });
   }
   function bytes(base64) {
-    return Uint8Array.fromBase64 ? Uint8Array.fromBase64(base64) : Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+    if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+    return Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
   }
   async function unpack(name, base64) {
     const blob = new Blob([bytes(base64)]);
@@ -225,13 +227,20 @@
     area.className = "mq-live-plain";
     area.rows = source.split("\n").length + 1;
     area.setAttribute("aria-label", label);
-    area.onkeydown = (e) => { if (e.key === "Enter" && (e.ctrlKey || e.metaKey || e.shiftKey)) { e.preventDefault(); onRun?.(); } };
+    area.onkeydown = (e) => {
+      if (e.key !== "Enter" || !(e.ctrlKey || e.metaKey || e.shiftKey)) return;
+      e.preventDefault();
+      onRun?.();
+    };
     area.oninput = () => onChange?.(area.value);
     element.replaceChildren(area);
     return { get: () => area.value, set: (text) => { area.value = text; }, focus: () => area.focus() };
   }
   let editorScript;
   async function editor(element, source, options = {}) {
+    element.addEventListener("keydown", (e) => { // the page's one-key shortcuts, "/" for the search, are for readers
+      if (!e.ctrlKey && !e.metaKey && !e.altKey) e.stopPropagation();
+    });
     try {
       if (!parts.editor) throw new Error("no editor");
       await (editorScript ??= script(parts.editor.src));

@@ -13,12 +13,14 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.util import logging
 
 HERE = Path(__file__).resolve().parent
@@ -26,11 +28,19 @@ ROOT = HERE.parents[1]
 ASSETS = HERE.parent / "_assets"
 sys.path.insert(0, str(HERE.parent / "_tools"))
 
+import live_cells  # noqa: E402
 import parts  # noqa: E402
 
 logger = logging.getLogger(__name__)
+DATA = ROOT / "_build" / "live"
+EXERCISE = {"solution", "check"}  # cells that the page shows in another way
 # A lock file without packages: what lies beside Pyodide is unpacked by live-worker.js.
 PYODIDE = ("pyodide.js", "pyodide.asm.js", "pyodide.asm.wasm", "python_stdlib.zip")
+# Of Matplotlib and what it imports: fonts for PDF, icons, examples, other backends.
+UNUSED = re.compile(
+    r"mpl-data/(fonts/(afm|pdfcorefonts)|images|sample_data)/.|/(tests|testing)/.|_qt\w*\.py"
+    r"|backends/(backend_(gtk|qt|wx|tk|webagg|nbagg|macosx|cairo|pgf|ps)|web_backend)"
+)
 # What CommonJS modules need to find each other.
 REQUIRE = """const makers = {}, made = {};
 function define(name, make) { makers[name] = make; }
@@ -61,6 +71,13 @@ def archive(files: Iterable[tuple[str, bytes]]) -> bytes:
     return file.getvalue()
 
 
+def without(content: bytes, unused: re.Pattern[str]) -> bytes:
+    """A wheel without files that nothing in the book reads: less to load, and to unpack."""
+    with zipfile.ZipFile(io.BytesIO(content)) as wheel:
+        names = [name for name in wheel.namelist() if not unused.search(name)]
+        return archive((name, wheel.read(name)) for name in names)
+
+
 def library() -> bytes:
     """minq, the book's own package without networks, and what both import; as one archive."""
     found = [(f"minq/{p.relative_to(ROOT / 'minq')}", p) for p in (ROOT / "minq").rglob("*.py")]
@@ -70,21 +87,27 @@ def library() -> bytes:
         for p in book.rglob("*")
         if p.suffix in (".py", ".js", ".css", ".json")
     ]
+    found.append(("anywidget.py", book / "live_widgets.py"))
+    found += [(f"results/{p.name}", p) for p in (ROOT / "book" / "results").glob("*.json")]
     for name in PURE:
         folder = Path(next(iter(find_spec(name).submodule_search_locations)))
         found += [(f"{name}/{p.relative_to(folder)}", p) for p in folder.rglob("*.py")]
     return archive((name, path.read_bytes()) for name, path in found)
 
 
-def weights() -> bytes:
-    """EfficientNet-Lite0's folded weights, for chapters that compute with them."""
-    import numpy as np
+def weights() -> Path:
+    """A file with EfficientNet-Lite0's folded weights, for chapters that compute with them."""
+    from minqbook.zoo import pretrained
 
-    from minqbook.zoo import efficientnet_lite0_weights
+    key = hashlib.sha256(Path(pretrained.__file__).read_bytes()).hexdigest()[:12]
+    path = DATA / key / "efficientnet_lite0.npz"
+    if not path.exists():
+        import numpy as np
 
-    file = io.BytesIO()
-    np.savez_compressed(file, **efficientnet_lite0_weights())
-    return file.getvalue()
+        file = io.BytesIO()
+        np.savez_compressed(file, **pretrained.efficientnet_lite0_weights())
+        parts.keep(path, file.getvalue())
+    return path
 
 
 def module(name: str, source: str) -> str:
@@ -105,6 +128,7 @@ class Bundles:
     def __init__(self, folder: Path, sources: parts.Sources) -> None:
         self.folder, self.sources = folder, sources
         self.made: dict[str, dict] = {}
+        self.cells: dict[str, list[int]] = {}  # a notebook -> its live cells
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, name: str, key: bytes, text: Callable[[], str]) -> None:
@@ -139,10 +163,14 @@ class Bundles:
         core["pyodide-lock.json"] = json.dumps({"info": lock["info"], "packages": {}}).encode()
         self.add_files("python", core)
         self.add_files("numpy", numpy)
-        worker = (ASSETS / "live-worker.js").read_bytes()
-        self.add_files("book", {"live-worker.js": worker, "book.zip": library()})
+        worker, ours, net = (ASSETS / "live-worker.js").read_bytes(), library(), weights()
+        self.add_files("book", {"live-worker.js": worker, "book.zip": ours})
+        self.add_files("weights", {net.name: net.read_bytes()})
+        notebooks = sorted((ROOT / "book").glob("*.ipynb"))
+        self.cells = live_cells.live_cells(notebooks, ours, net.parent)
         if matplotlib := self.from_part("matplotlib"):
-            self.add_files("matplotlib", matplotlib)
+            wheels = {name: without(wheel, UNUSED) for name, wheel in matplotlib.items()}
+            self.add_files("matplotlib", wheels)
         if folder := parts.fetch("codemirror", self.sources):
             script = editor(folder)
             self.add("editor", script.encode(), lambda: script)
@@ -151,18 +179,33 @@ class Bundles:
 
 def prepare(app):
     """Before any page: what they will load, under app.live_parts."""
-    app.live_parts = {}
+    app.live_parts, app.live_cells = {}, {}
     if app.builder.format != "html":
         return
     sources = parts.Sources()
     folder = Path(app.outdir) / "_static" / "live"
-    app.live_parts = Bundles(folder, sources).write()
+    bundles = Bundles(folder, sources)
+    app.live_parts, app.live_cells = bundles.write(), bundles.cells
     if not app.live_parts:
         logger.info("The cells of the book are not live: %s", parts.why_not(sources))
     kept = {Path(part["src"]).name for part in app.live_parts.values()}
     for old in folder.glob("*.js"):
         if old.name not in kept:
             old.unlink()
+
+
+def mark(app, doctree, docname):
+    """Say of each code cell whether it is live: live-cells.js gives it its buttons."""
+    if not app.live_parts:
+        return
+    for cell in doctree.findall(nodes.container):
+        if cell.get("nb_element") != "cell_code":
+            continue
+        tags = set(cell.get("cell_metadata", {}).get("tags", []))
+        if not tags & (EXERCISE | live_cells.SKIPPED):
+            runs = cell["cell_index"] in app.live_cells.get(docname, [])
+            cell["classes"].append("mq-live" if runs else "mq-torch")
+            cell["ids"].append(f"cell-{cell['cell_index']}")
 
 
 def page(app, pagename, templatename, context, doctree):
@@ -172,9 +215,11 @@ def page(app, pagename, templatename, context, doctree):
     listed = json.dumps(app.live_parts)
     app.add_js_file(None, body=listed, type="application/json", id="live-parts", priority=940)
     app.add_js_file("live.js", defer="defer", priority=941)
+    app.add_js_file("live-cells.js", defer="defer", priority=942)
 
 
 def setup(app):
     app.connect("builder-inited", prepare)
+    app.connect("doctree-resolved", mark)
     app.connect("html-page-context", page)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -11,11 +11,13 @@ import builtins
 import io
 import json
 import linecache
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 MOST = 1_000_000  # characters that one cell may print
@@ -24,20 +26,29 @@ NO_TORCH = (
     " top), or on your own machine."
 )
 
+DATA: Path | None = None  # the folder of what the page brings: live-worker.js writes to /data
 _emit: Callable[[str, str], None] = lambda kind, text: None  # noqa: E731
 _spaces: dict[str, dict[str, Any]] = {}
 _printed = 0
 
 
-def begin(emit: Callable[[str, str], None]) -> None:
+def given(name: str) -> Path | None:
+    """A file that the page brings, since its Python cannot compute it; elsewhere None."""
+    path = DATA / name if DATA else None
+    return path if path and path.exists() else None
+
+
+def begin(emit: Callable[[str, str], None], data: str | None = None) -> None:
     """Get ready; from now on what cells show goes to ``emit(kind, text)``.
 
     kind: ``"stdout"``, ``"stderr"``; ``"figure"``, a PNG picture in base64; ``"text"``, a value as
-    it prints.
+    it prints. data: the folder that ``given`` looks in.
     """
-    global _emit
-    _emit = emit
+    global _emit, DATA
+    _emit, DATA = emit, Path(data) if data else None
+    os.chdir(Path(__file__).parents[1])  # where a notebook of the book runs, beside its results
     os.environ["MPLBACKEND"] = "module://minqbook.live_figures"
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # "this may take a moment"
     builtins.input = _no_input
 
 

