@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "library": (ROOT, "minq"),
     "book": (ROOT / "book", "minqbook"),
-    "extensions": (ROOT / "book/_ext", "."),
     "tools": (ROOT / "book/_tools", "."),
+    "extensions": (ROOT / "book/_ext", "."),
     "tests": (ROOT / "tests", "."),
     "browser": (ROOT / "tests/browser", "."),
     "bench": (ROOT / "tests/bench", "."),
