@@ -47,8 +47,8 @@ window.minqExercises = (() => {
     node.append(...children.filter((child) => child !== null));
     return node;
   }
-  const button = (textContent, onclick) =>
-    h("button", { type: "button", className: "mq-ex-button", textContent, onclick });
+  const button = (textContent, onclick, className = "") =>
+    h("button", { type: "button", className, textContent, onclick });
 
   /** What follows a task up to the next one: its solutions, in words and code, and its check. */
   function following(task) {
@@ -67,7 +67,7 @@ window.minqExercises = (() => {
   function needsTorch(task) {
     const places = [elsewhere("Colab", "colab.research"), " or ", elsewhere("Binder", "mybinder.org")];
     const words = "This exercise works on a network in PyTorch, which does not run in a page. Check it in ";
-    task.after(h("p", { className: "mq-ex-note" }, words, ...places, ", or on your own machine."));
+    task.after(h("p", { className: "mq-live-note mq-ex-note" }, words, ...places, ", or on your own machine."));
   }
 
   function put(result, { verdict, words, printed, line, traceback }) {
@@ -90,19 +90,19 @@ window.minqExercises = (() => {
       const title = task.querySelector(".caption-number")?.textContent.trim() || label;
       this.title = title;
       this.later = following(task);
-      this.code = h("div", { className: "mq-ex-code" });
+      this.code = h("div", { className: "mq-ex-code mq-live-editor" });
       this.html = html;
       this.mark = h("span", { className: "mq-ex-mark" });
-      this.waits = h("span", { className: "mq-ex-waits", role: "status" });
+      this.waits = h("span", { className: "mq-live-status", role: "status" });
       this.result = h("div", { className: "mq-ex-result", role: "status" });
-      this.note = h("p", { className: "mq-ex-note", textContent: "A solution opens once you have tried." });
+      this.note = h("p", { className: "mq-live-note mq-ex-note", textContent: "A solution opens once you have tried." });
       this.write = button("Write an answer", () => this.edit());
-      this.run = button("Check", () => this.ask());
-      this.stop = button("Stop", () => live.stop());
+      this.run = button("Check", () => this.ask(), "mq-live-run");
+      this.stop = button("Stop", () => live.stop(), "mq-live-stop");
       this.reset = button("Reset", () => this.begin());
       this.stop.hidden = true;
       const row = [this.write, this.run, this.stop, this.reset, this.mark, this.waits];
-      const buttons = h("div", { className: "mq-ex-buttons" }, ...row);
+      const buttons = h("div", { className: "mq-live-bar" }, ...row);
       this.root = h("div", { className: "mq-exercise" }, this.code, buttons, this.result, this.note);
       this.root.setAttribute("role", "group");
       this.root.setAttribute("aria-label", `Your answer to ${title}`);

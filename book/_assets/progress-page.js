@@ -12,8 +12,7 @@
     node.append(...children);
     return node;
   }
-  const button = (textContent, onclick) =>
-    h("button", { type: "button", className: "mq-ex-button", textContent, onclick });
+  const button = (textContent, onclick) => h("button", { type: "button", textContent, onclick });
   const count = (n, one, many = `${one}s`) => `${n} ${n === 1 ? one : many}`;
 
   // --- The state ----------------------------------------------------------------------------------------------------
@@ -22,7 +21,7 @@
   const bar = h("progress", { max: inPage.length });
   bar.setAttribute("aria-label", "Exercises passed");
   const unkept = "This browser keeps nothing for this page, so your work is gone when you close it: export it first.";
-  const warning = h("p", { className: "mq-ex-note", textContent: unkept });
+  const warning = h("p", { className: "mq-live-note", textContent: unkept });
 
   function draw() {
     let passed = 0;
@@ -91,7 +90,7 @@
   );
 
   const buttons = h(
-    "div", { className: "mq-ex-buttons" },
+    "div", { className: "mq-live-bar" },
     button("Export", save), button("Import", () => input.click()), button("Print", () => print()), forget, sure, input,
   );
   host.prepend(summary, bar, buttons, said, warning);
