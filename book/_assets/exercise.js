@@ -129,7 +129,10 @@ window.minqExercises = (() => {
       this.write.hidden = true;
       this.editor.focus();
     }
-    keep(text) { progress.change(this.label, { answer: text === this.stub ? null : text }); }
+    keep(text) {
+      const isKept = progress.change(this.label, { answer: text === this.stub ? null : text });
+      this.waits.textContent = isKept ? "" : "This answer is too long to be kept.";
+    }
     begin() {
       this.keep(this.stub);
       if (this.editor) this.editor.set(this.stub);
@@ -138,7 +141,7 @@ window.minqExercises = (() => {
       delete this.result.dataset.verdict;
     }
     async ask() {
-      if (this.run.disabled) return;
+      if (this.run.hidden) return; // it runs already
       const answer = this.answer, { tries, passed } = progress.get(this.label);
       this.busy(true);
       const onStatus = (text) => { this.waits.textContent = text; };
@@ -152,8 +155,11 @@ window.minqExercises = (() => {
       this.follow();
     }
     busy(isBusy) {
-      this.run.disabled = isBusy;
-      this.stop.hidden = !isBusy;
+      const [old, now] = isBusy ? [this.run, this.stop] : [this.stop, this.run];
+      const moves = document.activeElement === old; // the focus goes with the button
+      now.hidden = false;
+      if (moves) now.focus();
+      old.hidden = true;
       this.waits.textContent = isBusy ? "Checking …" : "";
     }
     /** What depends on tries and on the check. */

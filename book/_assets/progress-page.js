@@ -34,7 +34,7 @@
       passed += entry.passed !== null;
     }
     summary.textContent = `You have passed ${passed} of the ${inPage.length} checks that run in the page.`;
-    bar.value = passed;
+    bar.value = host.dataset.passed = passed;
     warning.hidden = progress.isKept;
   }
 

@@ -1,7 +1,7 @@
 // What this browser keeps of the exercises: answers, tries, and the day a check passed. None of it leaves the device.
 //
 //   minqProgress.get(label)             { answer, tries, passed } of an exercise; null, 0, null at first
-//   minqProgress.change(label, values)  keeps some of them
+//   minqProgress.change(label, values)  keeps some of them; false if they cannot be kept, as a very long answer
 //   minqProgress.forget()               all of them
 //   minqProgress.isKept                 false where the browser keeps nothing: a page on a disk, a private window
 //   minqProgress.write()                all as the text of a file
@@ -58,7 +58,9 @@ window.minqProgress = (() => {
     get: (label) => ({ ...EMPTY, ...load()[label] }),
     change(label, values) {
       const all = load(), entry = checked({ ...EMPTY, ...all[label], ...values });
-      if (isPlain(entry)) save({ ...all, [label]: entry });
+      if (!isPlain(entry)) return false;
+      save({ ...all, [label]: entry });
+      return true;
     },
     forget: () => save({}),
     write: () => JSON.stringify({ format: FORMAT, version: VERSION, exercises: load() }, null, 1),

@@ -145,6 +145,7 @@ def test_answer_by_keyboard_is_judged_and_kept(chapter):
     page.keyboard.press("Enter")
     expect(group.locator("[data-verdict=right]")).to_contain_text("Exercise 3.2: all five ranges")
     expect(group).to_contain_text("passed on")
+    expect(group.get_by_role("button", name="Check")).to_be_focused()
     page.reload()
     expect(group).to_contain_text("### BEGIN SOLUTION")
     expect(group).to_contain_text("passed on")
@@ -160,7 +161,7 @@ def test_endless_loop_can_be_stopped(chapter):
     group.get_by_role("button", name="Check").click()
     group.get_by_role("button", name="Stop").click()
     expect(group.locator("[data-verdict=none]")).to_contain_text("Stopped")
-    expect(group.get_by_role("button", name="Check")).to_be_enabled()
+    expect(group.get_by_role("button", name="Check")).to_be_focused()
     expect(group.get_by_role("button", name="Stop")).to_be_hidden()
     assert answered(page)["tries"] == 0
 
@@ -329,3 +330,4 @@ def test_progress_can_be_read_by_all_and_printed(progress, dark):
     page.emulate_media(media="print")
     expect(state(page, LABEL)).to_be_visible()
     expect(page.get_by_role("button", name="Export")).to_be_hidden()
+    expect(page.get_by_text("You have passed 1 of")).to_be_visible()
