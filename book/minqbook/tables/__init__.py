@@ -5,8 +5,10 @@ from minq._lazy import lazily
 __all__, __getattr__, __dir__ = lazily(
     __name__,
     {
-        "small": "TABLES measure CONFIGURATIONS NAIVE TEST CALIBRATION HERO_TEST HERO_CALIBRATION "
-        "BEST_TEST BEST_CALIBRATION RATES RATES_AT_8_BITS RANGE_RATE RATE_STEPS "
-        "BATCH",
+        "registry": "TABLES measure",
+        "settings": "CALIBRATION CONFIGURATIONS NAIVE",
+        "table1": "TEST",
+        "hero": "HERO_TEST HERO_CALIBRATION BEST_TEST BEST_CALIBRATION",
+        "table2": "RATES RATES_AT_8_BITS RANGE_RATE RATE_STEPS BATCH",
     },
 )

@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from minqbook.tables.small import TABLES, measure
+from minqbook.tables.registry import TABLES, measure
 
 
 def main() -> None:

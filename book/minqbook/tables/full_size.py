@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from minq import graph
 from minq.affine import sqnr
-from minq.deploy import cost, integer, onnx
+from minq.deploy import cost, integer
 from minq.export import capture
 from minq.fold import fold
 from minq.graph.batches import flatten_outputs
@@ -114,6 +114,8 @@ def agreement(row: Row) -> dict[str, float]:
 
 def deploy(row: Row) -> dict[str, Any]:
     """W8A8 on integers, number by number, and as a file, for one sample."""
+    from minq.deploy import onnx  # needs packages that no other table does
+
     gm = capture(row.build(), row.example())
     q = ptq(gm, batches(row.example(FEW), row), progress=False, **NEAREST)
     x = row.example(1, seed=1)

@@ -16,7 +16,7 @@ from minq.export import capture
 from minq.ptq.pipeline import ptq
 from minq.ptq.smooth import smooth
 from minqbook import zoo
-from minqbook.tables.small import NAIVE
+from minqbook.tables.settings import NAIVE
 
 LENGTH = 20  # tokens of a calibration row; the longest test sentence has as many
 

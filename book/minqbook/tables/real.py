@@ -39,12 +39,13 @@ from minq.qat.pipeline import qat, split_batch
 from minq.qat.run import Checkpoint, from_all, rank, together, world_size
 from minqbook.tables import data as layouts
 from minqbook.tables.data import GLUE, LAYOUTS, Data
+from minqbook.tables.files import write
 from minqbook.tables.metrics import Boxes, metric_of
 from minqbook.tables.paper import paper_cell, paper_tables
 from minqbook.tables.rows import ROWS, Row
-from minqbook.tables.small import CONFIGURATIONS, write
+from minqbook.tables.settings import CONFIGURATIONS
 
-TABLES = {"fp32": ("FP32",), "ptq": ("W8A8", "W4A8"), "qat": ("W8A8", "W4A8", "W4A4")}
+COLUMNS = {"fp32": ("FP32",), "ptq": ("W8A8", "W4A8"), "qat": ("W8A8", "W4A8", "W4A4")}
 GRANULARITIES = {"tensor": False, "channel": True}
 EVERY = 500
 """Training keeps where it stands every so many steps; what is shorter is simply done again."""
@@ -67,8 +68,8 @@ def parser() -> argparse.ArgumentParser:
         help="the library's own, or a .pth or .safetensors file; for bert_base a folder of "
         "fine-tuned networks, PATH/sst2, PATH/mrpc, ..., each as save_pretrained writes it; the "
         "library's own are fine-tuned first, and kept in such a folder beside --out")
-    add("--columns", nargs="+", default=list(TABLES), choices=TABLES)
-    add("--bits", nargs="+", default=list(CONFIGURATIONS), choices=TABLES["qat"])
+    add("--columns", nargs="+", default=list(COLUMNS), choices=COLUMNS)
+    add("--bits", nargs="+", default=list(CONFIGURATIONS), choices=COLUMNS["qat"])
     add("--granularity", nargs="+", default=list(GRANULARITIES), choices=GRANULARITIES)
     add("--tasks", nargs="+", default=list(GLUE), choices=GLUE, help="of GLUE; by default all")
     add("--tokenizer", type=Path, metavar="PATH",
@@ -127,13 +128,13 @@ def processes(device: str | None) -> Iterator[torch.device]:
 def cells(columns: Sequence[str], bits: Sequence[str], granularity: Sequence[str]) -> list[dict]:
     """The cells of a row, in the order of the paper's tables."""
     found = []
-    for table in (t for t in TABLES if t in columns):
+    for table in (t for t in COLUMNS if t in columns):
         if table == "fp32":
             found.append({"table": table, "bits": "FP32", "per_channel": False})
         else:
             found += [
                 {"table": table, "bits": b, "per_channel": GRANULARITIES[g]}
-                for g, b in product(granularity, TABLES[table])
+                for g, b in product(granularity, COLUMNS[table])
                 if b in bits
             ]
     return found
