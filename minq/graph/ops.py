@@ -224,8 +224,11 @@ _ENTRIES: list[tuple[str, dict]] = [
     ("max_pool2d", {**_POOL, "shifts": True}),
     ("max_pool1d max_pool3d", _POOL),
     ("adaptive_max_pool2d", {**_POOL, "moments": ""}),
-    ("adaptive_max_pool1d adaptive_max_pool3d", {**_MOVE, "ordered": True, "float_kernel": True}),
-    ("max_pool2d_with_indices", {**_MOVE, "ordered": True, "float_kernel": True}),
+    (
+        """adaptive_max_pool1d adaptive_max_pool3d max_pool2d_with_indices
+        max_pool3d_with_indices""",
+        {**_MOVE, "ordered": True, "float_kernel": True},
+    ),
     ("amax amin max min topk sort", {**_MOVE, "ordered": True}),
     ("argmax argmin argsort", {"role": "index", "ordered": True, "integer": "move"}),
     ("upsample_nearest1d", {**_MOVE, "homogeneous": True, "moments": "keep", "float_kernel": True}),
@@ -245,11 +248,11 @@ _ENTRIES: list[tuple[str, dict]] = [
     ("_to_copy type_as", {"role": "move", "integer": "convert", "masks": True}),
     ("convert_element_type", {"role": "move", "integer": "convert"}),
     (
-        """unflatten permute transpose t movedim slice select narrow getitem split split_with_sizes
-        tensor_split chunk unbind squeeze unsqueeze expand dropout feature_dropout reflection_pad1d
-        reflection_pad2d replication_pad1d replication_pad2d pixel_shuffle pixel_unshuffle
-        channel_shuffle roll flip rot90 tile repeat repeat_interleave index index_select gather
-        take_along_dim diagonal unfold""",
+        """unflatten permute transpose t numpy_T mT movedim slice select narrow getitem split
+        split_with_sizes tensor_split chunk unbind squeeze unsqueeze expand dropout feature_dropout
+        reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d pixel_shuffle
+        pixel_unshuffle channel_shuffle roll flip rot90 tile repeat repeat_interleave index
+        index_select gather take_along_dim diagonal unfold""",
         _MOVE,
     ),
     # --- joins ---
