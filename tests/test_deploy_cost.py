@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import minq
 from minq import graph
-from minq.deploy.cost import latency, layer_costs, roofline, shapes_of
+from minq.deploy.cost import latency, layer_costs, roofline
+from minq.deploy.products import shapes_of
 from minq.mac import (
     MEMORY,
     MacArray,

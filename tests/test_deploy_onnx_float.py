@@ -258,6 +258,17 @@ def test_classes_that_are_not_known_become_plain_ones():
         outputs.write((None, {"b": 1j}))
 
 
+@torch.no_grad()
+def test_a_file_says_which_sizes_it_was_captured_for(tmp_path):
+    model = Lambda(lambda m, x: m.a(x).relu() if x.shape[0] > 4 else m.a(x), a=nn.Linear(6, 3))
+    q, x = quantized(model, noise(64, 6))
+    with pytest.raises(ValueError, match=r"where args_0.shape\[0\] > 4"):
+        q(x[:3])
+    session = onnxruntime.InferenceSession(str(to_onnx(q, tmp_path / "q.onnx")))
+    assert session.get_modelmeta().custom_metadata_map["minq.sizes"] == "args_0.shape[0] > 4"
+    assert minq.sqnr(q(x), torch.from_numpy(session.run(None, {"args_0": x.numpy()})[0])) > 35
+
+
 # --- Files of two parts ---------------------------------------------------------------------------
 
 

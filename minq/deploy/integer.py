@@ -78,7 +78,7 @@ def to_integer(
             raise ValueError(f"{name} must be 2 to {most}, not {bits}")
     exact = multipliers == "float"
     arithmetic = kernels.Arithmetic(exact, multiplier_bits, rounding, accumulator_bits)
-    return IntegerNetwork(Compiler(q, arithmetic, overflow == "wrap"))
+    return IntegerNetwork(Compiler(q, arithmetic, overflow == "wrap").run())
 
 
 @outside()
@@ -88,7 +88,7 @@ def simulation(q: fx.GraphModule) -> fx.GraphModule:
     A copy. In single precision, as ``q`` itself computes, sums are off in the seventh digit, which
     moves a value that lies next to a tie by one step.
     """
-    compiler = Compiler(q, kernels.Arithmetic(exact=True), wraps=True)
+    compiler = Compiler(q, kernels.Arithmetic(exact=True), wraps=True).run()
     gm = compiler.q.double()
     for name, values in compiler.constants.items():
         graph.put(gm, name, values)
@@ -132,7 +132,7 @@ class IntegerNetwork(nn.Module):
                 found[name_of[node.name]] = value
         return found
 
-    def report(self, data: Any) -> Report:
+    def report(self, data: Any) -> IntegerReport:
         """What happens in every layer and requantization for one batch of inputs."""
         costs = layer_costs(self._source[0], data)
         name_of = {id(module): name for name, module in self.layers.items()}
@@ -150,7 +150,7 @@ class IntegerNetwork(nn.Module):
             names = [name_of[id(m)] for m, _ in sums if id(m) in name_of]
             name = names[0] if names else place_of.get(node.name, node.target)
             rows.append(_row(name, module, args, sums, costs.get(name)))
-        return Report(rows)
+        return IntegerReport(rows)
 
     def _watch(self, data: Any) -> Iterator[tuple[fx.Node, Any, tuple, Any]]:
         """Run the program and give every node with its module, arguments and value."""
@@ -205,7 +205,7 @@ class Row:
     cost: OperatorCost | None  # of the layer or product, on the accelerator of minq.mac
 
 
-class Report(list):
+class IntegerReport(list):
     """Rows in the order of computation; ``print`` shows them as a table."""
 
     def __str__(self) -> str:

@@ -72,7 +72,7 @@ class Normalize(nn.Module):
 
     def in_integers(self, x: Tensor) -> Tensor:
         """As the device computes it."""
-        return self.grid.clamp(self.levels(x))
+        return self.grid.saturate(self.levels(x))
 
     def levels(self, x: Tensor) -> Tensor:
         """Rounded, but not clamped yet; int64."""

@@ -66,7 +66,7 @@ from minq.graph.numbers import (
     set_clip_bounds,
 )
 from minq.graph.ops import OPERATORS, Clip, Operator
-from minq.graph.parameters import device_of, get, put, taken, to_device_of, unused
+from minq.graph.parameters import device_of, get, put, taken, to_device_of, unused, unused_in
 
 __all__ = [
     "OPERATORS",
@@ -128,6 +128,7 @@ __all__ = [
     "traits",
     "transpose_weight",
     "unused",
+    "unused_in",
     "weight_node",
     "weight_of",
 ]

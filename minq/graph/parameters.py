@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from itertools import chain, count
 from typing import Any
 
@@ -52,6 +53,11 @@ def unused(gm: nn.Module, name: str) -> str:
     path, _, leaf = name.rpartition(".")
     numbered = (f"{path}_{k}.{leaf}" if path else f"{leaf}_{k}" for k in count(1))
     return next(n for n in chain([name], numbered) if not taken(gm, n))
+
+
+def unused_in(names: Container[str], name: str) -> str:
+    """The name itself, or with a number behind it where it is one of ``names``."""
+    return next(n for n in chain([name], (f"{name}_{k}" for k in count(1))) if n not in names)
 
 
 def taken(gm: nn.Module, name: str) -> bool:

@@ -17,11 +17,12 @@ from torch.utils._pytree import tree_leaves
 
 from minq import graph
 from minq.deploy import kernels
-from minq.deploy.compiler import linear, moves, tables
+from minq.deploy.compiler import linear, moves, rounding, tables
 from minq.deploy.compiler.double import in_double
 from minq.deploy.compiler.forms import (
     Constant,
     Filled,
+    Form,
     Function,
     Hidden,
     Island,
@@ -41,7 +42,7 @@ from minq.simulate import is_quantizer
 
 aten = torch.ops.aten
 
-HANDLERS: dict[str, Callable] = {
+HANDLERS: dict[str, Callable[[Compiler, fx.Node], Form]] = {
     "layer": linear.layer,
     "product": linear.product,
     "fused": linear.fused,
@@ -64,7 +65,11 @@ raises ``Island`` where there is none."""
 
 
 class Compiler:
-    """Walks through the graph once; ``forms`` says of each node what its tensor stands for."""
+    """Walks through the graph once, in ``run``; ``forms`` says what each node's tensor stands for.
+
+    What it learns beside the program: ``layers``, ``places``, ``islands`` as ``IntegerNetwork`` has
+    them, and ``biases`` and ``constants``, the real numbers that integers stand for in their place.
+    """
 
     def __init__(self, q: fx.GraphModule, arithmetic: kernels.Arithmetic, wraps: bool) -> None:
         q = unwrapped(q)
@@ -83,21 +88,26 @@ class Compiler:
         self.biases: dict[str, Tensor] = {}  # layer's node -> b_int s_w s_x
         self.constants: dict[str, Tensor] = {}  # parameter -> w_int s_w
         self.root, self.graph = nn.Module(), fx.Graph()
-        self.forms: dict[fx.Node, Any] = {}
-        self._reals: dict[int, tuple[Any, fx.Node]] = {}
+        self.forms: dict[fx.Node, Form] = {}
+        self._reals: dict[int, tuple[Form, fx.Node]] = {}
         self._known: dict[fx.Node, Tensor] = {}  # what parameters and numbers alone decide
         self._given: set[fx.Node] = set()  # what depends on an input
-        for node in q.graph.nodes:
+
+    def run(self) -> Compiler:
+        """Walk through the graph; afterwards ``program`` is the network on integers."""
+        for node in self.q.graph.nodes:
             if node.op == "placeholder" or not self._given.isdisjoint(node.all_input_nodes):
                 if _tensors(node):
                     self._given.add(node)
-            self.forms[node] = getattr(self, f"_{node.op}")(node)
-        self.graph.set_codegen(copy.deepcopy(q.graph._codegen))
+            if (form := getattr(self, f"_{node.op}")(node)) is not None:
+                self.forms[node] = form
+        self.graph.set_codegen(copy.deepcopy(self.q.graph._codegen))
         self.program = Network(self.root, self.graph, "IntegerProgram").eval()
-        note_network(self.program, **call_of(q))
+        note_network(self.program, **call_of(self.q))
         self.graph.eliminate_dead_code()
         self.program.delete_all_unused_submodules()
         self.program.recompile()
+        return self
 
     # --- nodes ------------------------------------------------------------------------------------
 
@@ -112,7 +122,7 @@ class Compiler:
         self._known[node] = value
         return Parameter(value) if value.is_floating_point() else Plain(self.buffer(value))
 
-    def _call_module(self, node: fx.Node) -> Any:
+    def _call_module(self, node: fx.Node) -> Form:
         if not is_quantizer(node):
             raise TypeError(f"{node.target} is still in training; call minq.qat.finish first")
         quantizer: Quantizer = self.q.get_submodule(node.target)
@@ -133,7 +143,7 @@ class Compiler:
                 f"{node.target} rounds to {quantizer.grid}, whose steps differ; only weights may"
             )
         grid = kernels.Quantize(scale, zero_point, quantizer.grid)
-        new = self._round(form, grid, node.target)
+        new = rounding.to_grid(self, form, grid, node.target)
         self.places[node.target] = new.name
         return Sum((Term(new, scale, int(zero_point), *quantizer.grid),))
 
@@ -146,7 +156,7 @@ class Compiler:
             self.constants[node.args[0].target] = values * scale
         return Constant(values, scale)
 
-    def _call_function(self, node: fx.Node) -> Any:
+    def _call_function(self, node: fx.Node) -> Form:
         kind, of = graph.op(node), graph.traits(node)
         if self._is_known(node):
             return self._known_form(node)
@@ -203,59 +213,11 @@ class Compiler:
 
     # --- rounding, and coming back to real numbers ------------------------------------------------
 
-    def _round(self, form: Any, grid: kernels.Quantize, name: str) -> fx.Node:
-        """The node that gives the integers of a form on a grid."""
-        if isinstance(form, Pieces):
-            return form.join(
-                [self._round(p, grid, f"{name}.{k}") for k, p in enumerate(form.parts)]
-            )
-        if isinstance(form, Function):
-            table = kernels.Table(grid(form.table()), form.term.low)
-            return self.module(name, table, (form.term.node,))
-        if isinstance(form, Normalized):
-            return self.module(name, form.unit(grid), (form.term.node,))
-        if isinstance(form, Rows):  # rounded beforehand
-            return self.module(name, kernels.Lookup(grid(form.values)), (form.index,))
-        if isinstance(form, Filled):
-            level = int(grid(torch.tensor(form.value).double()))
-            return self.module(name, kernels.Fill(level, grid.dtype), (form.node,))
-        if isinstance(form, Parameter):
-            return self.buffer(grid(form.values))
-        if isinstance(form, Constant):
-            form = self.sum_of(form)
-        if isinstance(form, Sum):
-            unit = kernels.Requantize(form.dequantize(), grid, self.arithmetic)
-            return self.module(name, unit, tuple(t.node for t in form.terms))
-        return self.module(name, grid, (self.real(form),))
-
-    def real(self, form: Any) -> fx.Node:
+    def real(self, form: Form) -> fx.Node:
         """The node that gives the real numbers of a form, in double precision."""
         if id(form) not in self._reals:  # the form is kept, so that no other gets its id
-            self._reals[id(form)] = form, self._make_real(form)
+            self._reals[id(form)] = form, rounding.to_real(self, form)
         return self._reals[id(form)][1]
-
-    def _make_real(self, form: Any) -> fx.Node:
-        if isinstance(form, Real):
-            return form.node
-        if isinstance(form, Filled):
-            return self.graph.call_method("double", (form.node,))
-        if isinstance(form, Parameter):
-            return self.buffer(form.values.double())
-        if isinstance(form, Constant):
-            return self.buffer(form.values * form.scale)
-        if isinstance(form, Rows):
-            return self.module(form.name, kernels.Lookup(form.values), (form.index,))
-        if isinstance(form, Pieces):
-            return form.join([self.real(p) for p in form.parts])
-        if isinstance(form, Hidden):
-            hidden = self.graph.call_function(aten.eq.Scalar, (form.term.node, form.term.low))
-            values = self.real(Sum((form.term,)))
-            return self.graph.call_function(aten.masked_fill.Scalar, (values, hidden, form.value))
-        if isinstance(form, Function | Normalized):
-            hidden = getattr(form, "hidden", None)
-            x = Sum((form.term,)) if hidden is None else Hidden(form.term, hidden)
-            return self.graph.call_function(form.function, (self._make_real(x),))
-        return self.module("real", form.dequantize(), tuple(t.node for t in form.terms))
 
     def _island(self, node: fx.Node, reason: str) -> Real | Plain:
         """The operator itself, on real numbers; named, unless it only moves what is no integer."""
@@ -265,7 +227,7 @@ class Compiler:
             isinstance(f, Sum | Hidden | Pieces | Function | Normalized | Rows) for f in forms
         )
         if not moves_floats:
-            self.islands[self.unused(graph.place(node), self.islands)] = f"{kind}: {reason}"
+            self.islands[graph.unused_in(self.islands, graph.place(node))] = f"{kind}: {reason}"
         new = self.copy(node, self.real_or_plain)
         whole = isinstance(node.meta.get("val"), Tensor) and not graph.is_float(node)
         return Plain(new) if whole else Real(new)
@@ -354,7 +316,8 @@ class Compiler:
         def value(n: fx.Node) -> Any:
             if n is x:
                 return n
-            if not isinstance(self.forms[n], Parameter) or self.forms[n].values.numel() != 1:
+            form = self.forms[n]
+            if not isinstance(form, Parameter) or form.values.numel() != 1:
                 raise Island("it has several operands")
             return self.values(n).item()
 
@@ -380,13 +343,6 @@ class Compiler:
         name = graph.unused(self.root, "constant")
         self.root.register_buffer(name, value)
         return self.graph.get_attr(name)
-
-    @staticmethod
-    def unused(name: str, taken: dict[str, Any]) -> str:
-        new, k = name, 0
-        while new in taken:
-            new, k = f"{name}_{k + 1}", k + 1
-        return new
 
 
 def _tensors(node: fx.Node) -> bool:

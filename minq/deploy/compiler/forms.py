@@ -113,7 +113,7 @@ class Hidden:
 class Pieces:
     """Forms that are rounded to one grid and then put together."""
 
-    parts: tuple[object, ...]
+    parts: tuple[Form, ...]
     join: Callable[[list[fx.Node]], fx.Node]
 
 
@@ -184,3 +184,10 @@ class Plain:
     """No real numbers: token ids, masks, shapes."""
 
     node: fx.Node
+
+
+Form = (
+    Sum | Hidden | Pieces | Function | Normalized | Rows
+    | Constant | Parameter | Filled | Real | Plain
+)  # fmt: skip
+"""What a tensor of the network stands for."""

@@ -19,6 +19,7 @@ from minq.deploy.compiler.forms import (
     INF,
     Constant,
     Filled,
+    Form,
     Function,
     Hidden,
     Island,
@@ -81,9 +82,10 @@ def _bias(c: Compiler, node: fx.Node, bias: Tensor, scale: Tensor) -> Tensor:
     b_int = torch.round(bias / scale)
     if (worst := float(b_int.abs().max())) >= 2**31:
         channel = int(b_int.abs().argmax())
+        step = float(scale.expand(len(b_int))[channel])
         raise ValueError(
-            f"the bias of {graph.layer_name(node)} has {worst:.3g} steps of s_w s_x in output "
-            f"{channel}, more than 32 bits hold: the channel's weights are next to nothing; "
+            f"the bias of {graph.layer_name(node)} has {worst:.3g} steps of s_w s_x = {step:.3g} "
+            f"in output {channel}, more than 32 bits hold: its weights are next to nothing; "
             "set them to 0, or give the weight one scale for all channels"
         )
     c.biases[node.name] = b_int * scale
@@ -106,7 +108,7 @@ def _geometry(node: fx.Node, dims: int) -> tuple[dict[str, Any], list[int]]:
     return {"stride": stride, "dilation": dilation, "groups": groups}, flat
 
 
-def product(c: Compiler, node: fx.Node) -> Any:
+def product(c: Compiler, node: fx.Node) -> Form:
     """Two tensors multiplied, as matrices or element by element; zero-points are subtracted."""
     matrices = graph.traits(node).role == "product"
     if not matrices and (scaled := _by_a_constant(c, node)) is not None:
@@ -156,7 +158,7 @@ def _accumulate(c: Compiler, name: str, module: kernels.Accumulate, args: tuple)
             'allow more, take fewer bits, or pass overflow="wrap"'
         )
     new = c.module(name, module, args)
-    c.layers[c.unused(name, c.layers)] = module
+    c.layers[graph.unused_in(c.layers, name)] = module
     return new
 
 
@@ -168,7 +170,7 @@ def _limits(module: kernels.Accumulate) -> tuple[int, int]:
 # --- Sums -----------------------------------------------------------------------------------------
 
 
-def add(c: Compiler, node: fx.Node) -> Any:
+def add(c: Compiler, node: fx.Node) -> Form:
     """a + alpha b; a mask that is added to scores hides them."""
     kind, alpha = graph.op(node), float(node.kwargs.get("alpha", 1))
     operands = list(node.args[:2])
@@ -207,7 +209,7 @@ def neg(c: Compiler, node: fx.Node) -> Sum:
     return c.summand(node.args[0]).times(-1.0)
 
 
-def rescale(c: Compiler, node: fx.Node) -> Any:
+def rescale(c: Compiler, node: fx.Node) -> Form:
     """A product with a number, or with a factor for each channel."""
     a, b = node.args[:2]
     name = getattr(node.target, "overloadpacket", node.target).__name__
@@ -256,42 +258,55 @@ def rational(c: Compiler, node: fx.Node) -> Sum:
 # --- What is fused --------------------------------------------------------------------------------
 
 
-def fused(c: Compiler, node: fx.Node) -> Any:
-    """Activation functions that are bounds of the next rounding, or a second slope."""
+def fused(c: Compiler, node: fx.Node) -> Form:
+    """An activation function, of each piece where the input is not put together yet."""
     form = c.forms[node.args[0]]
     if isinstance(form, Pieces) and graph.op(node) != "prelu":
-        return Pieces(tuple(_clamped(c, node, p) for p in form.parts), form.join)
-    return _clamped(c, node, form)
+        return Pieces(tuple(_activated(c, node, part) for part in form.parts), form.join)
+    return _activated(c, node, form)
 
 
-def _clamped(c: Compiler, node: fx.Node, x: Any) -> Any:
+def _activated(c: Compiler, node: fx.Node, x: Form) -> Form:
+    """Bounds or a second slope for the next rounding, or one more function for a table."""
+    if isinstance(x, Function):  # f, and then the activation function: one table
+        first, then = x.function, c.of_one_number(node, node.args[0])
+        return Function(x.term, lambda r: then(first(r)))
     if isinstance(x, Constant):
         x = c.sum_of(x)
-    if isinstance(x, Function):
-        then = c.of_one_number(node, node.args[0])
-        return Function(x.term, lambda r: then(x.function(r)))
     if not isinstance(x, Sum):
         raise Island("its input is not on a grid")
-    kind, argument = graph.op(node), graph.argument
-    if kind in ("leaky_relu", "prelu"):
-        slope = torch.tensor(argument(node, 1, "negative_slope", 0.01), dtype=torch.float64) \
-            if kind == "leaky_relu" else c.values(node.args[1])  # fmt: skip
-        if not x.plain:
-            raise Island("it follows another function")
-        if slope.numel() > 1:
-            slope = slope.reshape([-1] + [1] * (len(graph.shape_of(node)) - 2))
-        return replace(x, slope=slope.reshape(()) if slope.numel() == 1 else slope)
-    ends = graph.clip_arguments(node)
-    assert ends is not None, f"{kind} has no lowering"
-    low, high = _bound(c, ends[0], -INF), _bound(c, ends[1], INF)
-    # As torch does: first up to low, then down to high.
-    bounds = [torch.minimum(torch.maximum(v, low), high) for v in (x.low, x.high)]
-    return replace(x, low=bounds[0], high=bounds[1])
+    if (ends := graph.clip_arguments(node)) is None:
+        return _with_slope(x, _slope(c, node))
+    return _clipped(x, _bound(c, ends[0], -INF), _bound(c, ends[1], INF))
+
+
+def _clipped(x: Sum, low: Tensor, high: Tensor) -> Sum:
+    """clip(clip(y; a, b); low, high) = clip(y; clip(a; low, high), clip(b; low, high))."""
+    a, b = (torch.minimum(torch.maximum(end, low), high) for end in (x.low, x.high))
+    return replace(x, low=a, high=b)
 
 
 def _bound(c: Compiler, value: Any, missing: Tensor) -> Tensor:
+    """A bound in double precision, of any shape that broadcasts."""
     if value is None:
         return missing
     if isinstance(value, fx.Node):
         return c.values(value)
     return torch.tensor(float(value), dtype=torch.float64)
+
+
+def _with_slope(x: Sum, slope: Tensor) -> Sum:
+    """y where y >= 0, slope y elsewhere: nothing may be fused before it."""
+    if not x.plain:
+        raise Island("it follows another function")
+    return replace(x, slope=slope)
+
+
+def _slope(c: Compiler, node: fx.Node) -> Tensor:
+    """The slope below 0: one number, or one for each channel, shape (C, 1, ...)."""
+    if graph.op(node) == "leaky_relu":
+        return torch.tensor(graph.argument(node, 1, "negative_slope", 0.01), dtype=torch.float64)
+    slope = c.values(node.args[1])
+    if slope.numel() == 1:
+        return slope.reshape(())
+    return slope.reshape(-1, *[1] * (len(graph.shape_of(node)) - 2))

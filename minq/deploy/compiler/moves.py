@@ -20,6 +20,7 @@ from minq.deploy import kernels
 from minq.deploy.compiler.forms import (
     Constant,
     Filled,
+    Form,
     Hidden,
     Island,
     Parameter,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 
-def move(c: Compiler, node: fx.Node) -> Any:
+def move(c: Compiler, node: fx.Node) -> Form:
     first, *others = node.args
     of, form = graph.traits(node), c.forms.get(first) if isinstance(first, fx.Node) else None
     fills = of.value_at is not None
@@ -146,7 +147,7 @@ def masked_fill(c: Compiler, mask: Tensor, x: fx.Node, value: int) -> fx.Node:
 # --- Putting together -----------------------------------------------------------------------------
 
 
-def join(c: Compiler, node: fx.Node) -> Any:
+def join(c: Compiler, node: fx.Node) -> Form:
     """cat, where, maximum, ...: on the one grid that all parts lie on, or rounded to one later."""
     kind, parts = graph.op(node), graph.operands(node)
     if graph.argument(node, 3, "accumulate", False) is True and kind == "index_put":
@@ -187,7 +188,7 @@ def join(c: Compiler, node: fx.Node) -> Any:
     return Pieces(tuple(forms), together)
 
 
-def _part(c: Compiler, x: Any) -> Any:
+def _part(c: Compiler, x: Any) -> Form:
     if not isinstance(x, fx.Node):
         number = c.buffer(torch.tensor(float(x), dtype=torch.float64))
         return Filled(number, float(x))
@@ -197,7 +198,7 @@ def _part(c: Compiler, x: Any) -> Any:
     return c.sum_of(form) if isinstance(form, Constant) else form
 
 
-def _on_grid(form: Any, x: Term) -> bool:
+def _on_grid(form: Form, x: Term) -> bool:
     """Whether all values of a constant are levels."""
     if isinstance(form, Filled):
         return x.holds(form.value)
@@ -206,7 +207,7 @@ def _on_grid(form: Any, x: Term) -> bool:
     return False
 
 
-def _on_one_grid(c: Compiler, forms: list, x: Term, together: Callable) -> Sum:
+def _on_one_grid(c: Compiler, forms: list[Form], x: Term, together: Callable) -> Sum:
     terms = [t for f in forms if isinstance(f, Sum) and (t := f.grid) is not None]
     low, high = min(t.low for t in terms), max(t.high for t in terms)
     like, nodes = terms[0].node, []
@@ -219,6 +220,7 @@ def _on_one_grid(c: Compiler, forms: list, x: Term, together: Callable) -> Sum:
             levels = torch.round(form.values.double() / x.scale) + x.zero
             new = c.graph.call_method("type_as", (c.buffer(levels.int()), like))
         else:
+            assert isinstance(form, Sum)
             new = form.terms[0].node
             if like is not terms[0].node:
                 new = c.graph.call_method("int", (new,))
@@ -226,7 +228,9 @@ def _on_one_grid(c: Compiler, forms: list, x: Term, together: Callable) -> Sum:
     return Sum((Term(together(nodes), x.scale, x.zero, low, high),))
 
 
-def _hidden_where(c: Compiler, forms: list, x: Term, mask: Filled, together: Callable) -> Any:
+def _hidden_where(
+    c: Compiler, forms: list[Form], x: Term, mask: Filled, together: Callable
+) -> Hidden | Pieces:
     """where(seen, scores, -inf)."""
     first = isinstance(forms[0], Sum)
 

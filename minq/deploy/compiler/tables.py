@@ -18,6 +18,7 @@ from minq.deploy.compiler.forms import (
     ENTRIES,
     Constant,
     Filled,
+    Form,
     Function,
     Hidden,
     Island,
@@ -55,7 +56,7 @@ def _check_size(entries: int) -> None:
         raise Island(f"its table would have {entries:,} entries, more than {ENTRIES:,}")
 
 
-def converted(c: Compiler, node: fx.Node) -> Any:
+def converted(c: Compiler, node: fx.Node) -> Form:
     """to(float) and its like: real numbers stay what they are; few whole numbers are a grid."""
     form = c.forms[node.args[0]]
     if not graph.is_float(node):
@@ -72,7 +73,7 @@ def converted(c: Compiler, node: fx.Node) -> Any:
     return Function(Term(form.node, torch.tensor(1.0).double(), 0, low, high), lambda r: r)
 
 
-def made(c: Compiler, node: fx.Node) -> Any:
+def made(c: Compiler, node: fx.Node) -> Form:
     """zeros, ones, full and their like: one number in a new tensor."""
     if not graph.is_float(node):
         return Plain(c.copy(node, c.shaped))

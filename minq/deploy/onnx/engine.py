@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from minq._checks import Array, check_count
-from minq.deploy.onnx import outputs, qdq, sealed
+from minq.deploy.onnx import outputs, sealed
+from minq.deploy.onnx.store import INTEGERS
 
 try:
     import onnxruntime
@@ -75,13 +76,13 @@ class OnnxNetwork:
     def trace(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The integers behind each quantizer of activations, by its name, int32."""
         model = onnx.load_model(self.path, load_external_data=False)
-        names = [v for node in model.graph.node for v in node.output if qdq.INTEGERS in v]
+        names = [v for node in model.graph.node for v in node.output if INTEGERS in v]
         model.graph.output.extend(onnx.ValueInfoProto(name=v) for v in names)
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), self.options, providers=PROVIDERS
         )
         values = session.run(names, self._feed(args, kwargs))
-        parts = [name.rpartition(qdq.INTEGERS) for name in names]
+        parts = [name.rpartition(INTEGERS) for name in names]
         return {
             name: torch.from_numpy(v.astype(np.int32)) - int(shift or 0)
             for (name, _, shift), v in zip(parts, values, strict=True)

@@ -79,9 +79,7 @@ def _captured(q: Any, example: Any) -> fx.GraphModule:
             "minq.qat returned, or capture the network first and then quantize it"
         )
     elif example is None:
-        raise ValueError(
-            "this network was not captured; pass example=, inputs to call it with"
-        )
+        raise ValueError("this network was not captured; pass example=, inputs to call it with")
     else:
         gm = graph.on_cpu(capture(q, example))
     for parameter in (*gm.parameters(), *gm.buffers()):

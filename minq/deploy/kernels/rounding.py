@@ -1,24 +1,13 @@
-"""What an integer-only device does, one module an operator: integers in, integers out.
-
-A tensor of integers x stands for the real numbers s (x - z). Its scale s is known when the network
-is compiled and appears in no computation; what is left of it are the multipliers of ``Requantize``.
-
-Between two requantizations numbers are 32 bits wide. Sums of products are computed by float64
-units, which is exact: every partial sum is an integer below 2^53, in whatever order (see
-``minq.mac.int_matmul``, the same argument for float32).
-"""
+"""Into and out of the integers: the first and the last step of every operator on the device."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils._pytree import tree_map_only
 
 from minq.grid import Grid
 from minq.mac import fixed_point_multiplier, rounded_shift
@@ -36,16 +25,6 @@ def storage(low: int, high: int) -> torch.dtype:
     raise ValueError(f"[{low}, {high}] needs more than 64 bits")
 
 
-def wrap(x: Tensor, bits: int) -> Tensor:
-    """x mod 2^bits, in [-2^(bits - 1), 2^(bits - 1)): what two's complement keeps.
-
-    >>> wrap(torch.tensor([127, 128, -129]), 8)
-    tensor([ 127, -128,  127])
-    """
-    half = 2 ** (bits - 1)
-    return ((x + half) & (2 * half - 1)) - half
-
-
 @dataclass(frozen=True)
 class Arithmetic:
     """How a device computes, see ``minq.to_integer``; ``exact`` is with multipliers in floats."""
@@ -56,11 +35,8 @@ class Arithmetic:
     accumulator_bits: int = 32
 
 
-# --- Into and out of the integers -----------------------------------------------------------------
-
-
 class Quantize(nn.Module):
-    """x_int = clamp(round(x / s) + z; n, p), eq. (4), in double precision."""
+    """x_int = clamp(round(x / s) + z; quant_min, quant_max), eq. (4), in double precision."""
 
     def __init__(self, scale: Tensor, zero_point: Tensor, grid: Grid) -> None:
         super().__init__()
@@ -71,7 +47,7 @@ class Quantize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.integers.quantize(x.double(), self.scale, self.zero_point).to(self.dtype)
 
-    def clamp(self, levels: Tensor) -> Tensor:
+    def saturate(self, levels: Tensor) -> Tensor:
         return self.integers.clamp(levels).to(self.dtype)
 
 
@@ -195,8 +171,8 @@ class Requantize(nn.Module):
         self.register_buffer("low", grid.integers.clamp(low).long())
         self.register_buffer("high", grid.integers.clamp(high).long())
         self.fixed = self.multipliers.values, self.multipliers.shift
-        n, p = grid.integers
-        self.cuts = bool((low >= n).all()), bool((high <= p).all())
+        quant_min, quant_max = grid.integers
+        self.cuts = bool((low >= quant_min).all()), bool((high <= quant_max).all())
 
     def forward(self, *xs: Tensor) -> Tensor:
         return self.in_floats(*xs) if self.exact else self.in_integers(*xs)
@@ -218,145 +194,11 @@ class Requantize(nn.Module):
 
     def clipped(self, *xs: Tensor) -> int:
         """How many results the grid cuts off that no fused function cuts already."""
-        levels, (low, high), (n, p) = self.levels(*xs), self.cuts, self.grid.integers
+        levels, (low, high) = self.levels(*xs), self.cuts
+        quant_min, quant_max = self.grid.integers
         outside = torch.zeros_like(levels, dtype=torch.bool)
         if not low:
-            outside |= levels < n
+            outside |= levels < quant_min
         if not high:
-            outside |= levels > p
+            outside |= levels > quant_max
         return int(outside.sum())
-
-
-class Table(nn.Module):
-    """Any function of one number on a grid of few levels: looked up, y = table[x - n]."""
-
-    def __init__(self, levels: Tensor, n: int) -> None:
-        super().__init__()
-        self.register_buffer("table", levels)
-        self.n = n
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.table[x.long() - self.n]
-
-
-# --- Sums of products -----------------------------------------------------------------------------
-
-
-class Accumulate(nn.Module):
-    """What ends in an accumulator: an exact sum, of which ``bits`` bits are kept, as int32.
-
-    bound: the bits that no input can overflow. Only where it exceeds ``bits`` can anything wrap.
-    """
-
-    bits, bound = 32, 32
-
-    def keep(self, total: Tensor) -> Tensor:
-        total = total.long()
-        return (wrap(total, self.bits) if self.bound > self.bits else total).int()
-
-
-class Layer(Accumulate):
-    """W_int x_int + b_int with 32-bit accumulators: a convolution, a linear layer.
-
-    weight: integers, less their zero-point if they have one. bias: INT32, of scale s_w s_x, with
-    the input's zero-point folded in, b - z_x sum W of eq. (13); so the input is padded with z_x,
-    which stands for 0. The border of a transposed convolution sees a part of W only, and there x -
-    z_x is what is multiplied.
-    """
-
-    def __init__(
-        self,
-        function: Callable[..., Tensor],
-        weight: Tensor,
-        bias: Tensor,
-        zero: int,
-        pads: Sequence[int] = (),
-        folded: bool = True,
-        **settings: Any,
-    ) -> None:
-        super().__init__()
-        self.function, self.zero, self.pads, self.folded = function, zero, list(pads), folded
-        self.settings = settings
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if any(self.pads):
-            x = F.pad(x, self.pads, value=self.zero)
-        x = x.double() if self.folded else x.double() - self.zero
-        return self.keep(
-            self.function(x, self.weight.double(), self.bias.double(), **self.settings)
-        )
-
-
-class Product(Accumulate):
-    """(a - z_a)(b - z_b): of two matrices, or element by element; both depend on the input."""
-
-    def __init__(self, function: Callable[..., Tensor], zeros: Sequence[int]) -> None:
-        super().__init__()
-        self.function, self.zeros = function, list(zeros)
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.keep(self.function(a.double() - self.zeros[0], b.double() - self.zeros[1]))
-
-
-class Average(Accumulate):
-    """A linear function with rational coefficients: means, pooling, interpolation, sums.
-
-    factor: their common denominator. f(x - z) factor is an integer, and 1 / factor goes into the
-    scale.
-    """
-
-    def __init__(self, function: Callable[..., Tensor], zero: int, factor: int) -> None:
-        super().__init__()
-        self.function, self.zero, self.factor = function, zero, factor
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = self.function(x.double() - self.zero, *args, **kwargs)
-        return self.keep(torch.round(y * self.factor))
-
-
-class Lookup(nn.Module):
-    """Rows of an integer table: an embedding."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-
-    def forward(self, index: Tensor) -> Tensor:
-        return self.weight[index]
-
-
-class Move(nn.Module):
-    """An operator that only moves or picks values, and that torch has for floats alone."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = self.function(x.double(), *args, **kwargs)
-        return tree_map_only(Tensor, lambda t: t.to(x.dtype) if t.is_floating_point() else t, y)
-
-
-class FillWith(nn.Module):
-    """An operator that fills up with a level that is given: masked_fill, padding."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor, level: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.function(x.double(), *args, level.item(), **kwargs).to(x.dtype)
-
-
-class Fill(nn.Module):
-    """One level in a tensor of a shape that is given; of the type of other integers, or its own."""
-
-    def __init__(self, level: int, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.level, self.dtype = level, dtype
-
-    def forward(self, shape: Tensor, like: Tensor | None = None) -> Tensor:
-        dtype = self.dtype if like is None else like.dtype
-        return torch.full_like(shape, self.level, dtype=dtype)
