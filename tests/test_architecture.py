@@ -21,14 +21,6 @@ FLOORS = {
     "bench": (ROOT / "tests/bench", "."),
 }
 SHARED = {"minq._checks", "minq._lazy", "minq._work"}  # private to the repository, not to a file
-# Who still takes another file's private name. Take out what is mended; add nothing.
-OFFENDERS = {
-    "test_ptq_balance < minq.ptq.balance._descend",
-    "test_ptq_pipeline < minq.ptq.pipeline._sample",
-    "test_qat_batchnorm < minq.qat.batchnorm._Layer",
-    "test_qat_pipeline < minq.qat.pipeline._quantizers",
-    "test_zoo_minilm < minqbook.zoo.sentence_encoder._folder",
-}
 
 
 class WithoutTypes(ast.NodeTransformer):
@@ -137,5 +129,4 @@ def taken_privately(name: str) -> list[str]:
 
 def test_no_module_takes_a_private_name_of_another():
     taken = {line for name in modules() for line in taken_privately(name)}
-    assert not taken - OFFENDERS, "give it a public name, or ask in public"
-    assert not OFFENDERS - taken, "mended: take these out of OFFENDERS"
+    assert not taken, "give it a public name, or ask in public"

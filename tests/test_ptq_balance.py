@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import minq
-from minq.ptq.balance import Balance, Reader, _descend, balance
+from minq.ptq.balance import Balance, Reader, balance, descend
 from minq.ptq.rounding import Nearest
 
 
@@ -75,7 +75,7 @@ def test_descent_finds_the_best_scales_of_two_channels():
     def total(logs, exact):
         return r.noise(logs[0], b, 4, 6, True, exact)
 
-    (found,) = _descend([torch.zeros(2)], total)
+    (found,) = descend([torch.zeros(2)], total)
     line = torch.linspace(-4, 4, 401)
     best = min(float(total([torch.stack([v / 2, -v / 2])], True)) for v in line)  # a common factor
     assert float(total([found], True)) < 1.05 * best < float(total([torch.zeros(2)], True))
@@ -87,7 +87,7 @@ def test_nothing_moves_where_that_would_cost():
     def total(logs, exact):
         return (-logs[0] if exact else logs[0]).exp().sum()
 
-    assert torch.equal(_descend(start, total)[0], start[0])
+    assert torch.equal(descend(start, total)[0], start[0])
 
 
 @pytest.mark.parametrize("bits", [(4, 8), (8, 8), (8, None), (None, 8)])

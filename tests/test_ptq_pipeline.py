@@ -400,7 +400,7 @@ def test_a_long_run_shows_where_it_is(capsys):
 def test_large_activations_are_sampled_from_all_channels():
     """An even selection that keeps step with the channels would see only one of them."""
     values = torch.arange(256.0).repeat(4096, 1)  # (rows, channels), each channel its own value
-    sample = pipeline._sample([values, values], most=2**13)
+    sample = pipeline.range_sample([values, values], most=2**13)
     assert len(sample) < 2**14 and len(sample.unique()) == 256
     counts = torch.bincount(sample.long(), minlength=256)
     assert counts.max() < 2 * counts.min()

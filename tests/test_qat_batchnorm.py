@@ -136,7 +136,7 @@ class Twin(nn.Module):
             self.operator = module.layer
         else:
             (node,) = graph.layers(gm).values()
-            self.operator = batchnorm._Layer(node, "")
+            self.operator = batchnorm.LayerOperator(node, "")
         self.norm = kind(len(module.weight), eps=module.eps, momentum=module.momentum)
         with torch.no_grad():
             for name in ("weight", "bias", "running_mean", "running_var"):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import minq
 from minq import qat
 from minq.qat import batchnorm
-from minq.qat.pipeline import _quantizers
+from minq.qat.pipeline import all_quantizers
 from minq.simulate import activation_quantizers, quantizers, weight_quantizers
 from minq.straight_through import clamp
 
@@ -134,7 +134,7 @@ def test_a_loop_of_ones_own(batch_norm, logarithmic):
         toy(), samples(64, 9)[0], weights=3, activations=4, per_channel=True, batch_norm=batch_norm,
         logarithmic=logarithmic, normalize=not logarithmic,
     )  # fmt: skip
-    assert gm.training and {q.stage for q in _quantizers(gm)} == {"learn"}
+    assert gm.training and {q.stage for q in all_quantizers(gm)} == {"learn"}
     before, x = {k: v.clone() for k, v in gm.named_parameters()}, samples(256, 77)
     start = float(F.cross_entropy(gm.eval()(x[0]), x[1]))
     optimizer = torch.optim.SGD([p for p in gm.parameters() if p.requires_grad], 0.01, momentum=0.9)
@@ -204,7 +204,7 @@ def test_parameter_groups():
     ids = [id(p) for g in groups for p in g["params"]]
     assert len(ids) == len(set(ids))
     assert set(ids) == {id(p) for p in gm.parameters() if p.requires_grad}
-    assert {id(q.log2_scale) for q in _quantizers(gm)} == {id(p) for p in groups[1]["params"]}
+    assert {id(q.log2_scale) for q in all_quantizers(gm)} == {id(p) for p in groups[1]["params"]}
     assert [g["lr"] for g in qat.parameter_groups(gm, 0.1, 0.001)][1] == 0.001
     optimizer = torch.optim.AdamW(groups)
     assert len(optimizer.param_groups) == 4

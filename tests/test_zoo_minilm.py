@@ -25,7 +25,7 @@ def model():
 @pytest.fixture(scope="module")
 def bert():
     transformers = pytest.importorskip("transformers")
-    folder = str(sentence_encoder._folder())
+    folder = str(sentence_encoder.minilm_folder())
     transformers.utils.logging.disable_progress_bar()
     return transformers.BertModel.from_pretrained(folder).eval()
 
@@ -42,7 +42,7 @@ def test_vectors_are_those_of_transformers(model, bert):
 
 def test_tokens_are_those_of_transformers():
     transformers = pytest.importorskip("transformers")
-    other = transformers.BertTokenizer(str(sentence_encoder._folder() / "vocab.txt"))
+    other = transformers.BertTokenizer(str(sentence_encoder.minilm_folder() / "vocab.txt"))
     texts = [*zoo.sentences()[:40], "Naïve café, 12 €!", "unaffable #hashtags"]
     assert zoo.tokenize(texts).tolist() == other(texts, padding=True)["input_ids"]
 

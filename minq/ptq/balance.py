@@ -150,13 +150,13 @@ def balance(
             noise = noise + r.noise(a, b, weights, activations, per_channel, exact)
         return noise
 
-    logs = _descend([torch.zeros_like(readers[c.readers[0]].square) for c in sets], total)
+    logs = descend([torch.zeros_like(readers[c.readers[0]].square) for c in sets], total)
     for c, log in zip(sets, logs, strict=True):
         scale_channels(gm, c, log.exp().to(graph.weight_of(gm, c.writers[0])))
     return graph.tidy(gm)
 
 
-def _descend(
+def descend(
     start: Sequence[Tensor], total: Callable[[Sequence[Tensor], bool], Tensor]
 ) -> list[Tensor]:
     """Where the smooth total is least, if the exact one is less there than at the start."""

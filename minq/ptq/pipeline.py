@@ -222,7 +222,7 @@ def _set_activation_range(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> floa
     quantizer = gm.get_submodule(node.target)
     values = walk.quantized[node.args[0]]
     if quantizer.granularity.axis is None:
-        sample = _sample(values, walk.lengths)
+        sample = range_sample(values, walk.lengths)
     else:  # every channel has extremes of its own
         sample = torch.cat([v.detach().flatten(0, -2) for v in values])
     quantizer.observe()(sample)
@@ -232,7 +232,7 @@ def _set_activation_range(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> floa
     return readers.choose_range(quantizer, sample, readers.readers_of(gm, node, walk))
 
 
-def _sample(
+def range_sample(
     values: Sequence[Tensor], lengths: list[int] | None = None, most: int = 2**18
 ) -> Tensor:
     """The extremes and an even selection of all values: enough to set a range by.

@@ -79,7 +79,7 @@ class DynamicallyFoldedLayer(KeptBatchNorm):
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
 
 
-class _Layer:
+class LayerOperator:
     """A layer's operator with all its arguments but data, weight and bias."""
 
     def __init__(self, node: fx.Node, quantizer: str) -> None:
@@ -196,7 +196,7 @@ class Dynamic(BatchNorm):
         source = graph.weight_node(layer)
         mean, variance = known
         module = DynamicallyFoldedLayer(
-            _Layer(layer, source.target), gm.get_submodule(source.target), len(mean)
+            LayerOperator(layer, source.target), gm.get_submodule(source.target), len(mean)
         )
         place = _add(gm, name, _identity(module, mean, variance, graph.bias_of(gm, layer)))
         with gm.graph.inserting_after(layer):

@@ -88,7 +88,7 @@ def prepare(
     graph.note_network(gm, trained=True, added={})  # from now on the weights go where they like
     for parameter in gm.parameters():  # a fixed layer of the model trains here too
         parameter.requires_grad_(parameter.is_floating_point())
-    for quantizer in _quantizers(gm):
+    for quantizer in all_quantizers(gm):
         quantizer.freeze()
         if learn_ranges:
             quantizer.learn(logarithmic=logarithmic, normalize=normalize)
@@ -103,7 +103,7 @@ def finish(gm: fx.GraphModule) -> fx.GraphModule:
 
     It is then what ``minq.ptq`` returns: a network of layers and quantizers in eval mode.
     """
-    for quantizer in _quantizers(gm):
+    for quantizer in all_quantizers(gm):
         quantizer.forget_training()
     gm.eval()
     _exchange(gm, clamp, torch.ops.aten.clamp.Tensor)
@@ -133,7 +133,7 @@ def parameter_groups(
     """
     range_lr = lr if range_lr is None else range_lr
     mine, scales, zero_points = set(), [], {}
-    for q in _quantizers(gm):
+    for q in all_quantizers(gm):
         scales.append(q.scale if q.log2_scale is None else q.log2_scale)
         zero_points.setdefault(q.grid.steps, []).append(q.zero_point)
         mine |= {id(q.scale), id(q.zero_point), id(q.log2_scale)}
@@ -147,7 +147,8 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def _quantizers(gm: nn.Module) -> Iterator[Quantizer]:
+def all_quantizers(gm: nn.Module) -> Iterator[Quantizer]:
+    """Those in the graph, and those within layers that keep their batch norm while they train."""
     return (m for m in gm.modules() if isinstance(m, Quantizer))
 
 

@@ -144,12 +144,41 @@ def collect(q: Any, picture: Any, names: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def _layer_of(q: Any, name: str, node: Any, values: Mapping[Any, Any]) -> dict[str, Any]:
+    """One layer: its shapes, its grids and limits, its integers."""
     from minq import graph
-    from minq.simulate import is_quantizer
 
     kind = graph.op(node)
     if kind not in ("conv2d", "linear"):
         raise ValueError(f"{name} is a {kind}; the picture knows conv2d and linear")
+    act, q_x, q_w, q_y = _around(q, name, node)
+    x, weight, bias = values[graph.input_of(node)], graph.weight_of(q, node), graph.bias_of(q, node)
+    if len(x) != 1 or x.ndim not in (2, 4):
+        raise ValueError(
+            f"{name} reads {tuple(x.shape)}; pass one picture, so that it is (1, C, H, W) or (1, C)"
+        )
+    x_int = q_x.quantize(x).numpy()[0].reshape(x.shape[1], *(x.shape[2:] or (1, 1)))
+    w_int = q_w.quantize(weight).numpy().reshape(*weight.shape, *(1,) * (4 - weight.ndim))
+    grids = _grids(name, (q_x, q_w, q_y), len(w_int))
+    b = np.zeros(len(w_int)) if bias is None else bias.double().numpy()
+    b_int = np.rint(b / (np.array(grids["s_w"]) * grids["s_x"])).astype(np.int64)
+    out = values[node][0].shape
+    layer = {
+        "name": name, "in": list(x_int.shape), "kernel": list(w_int.shape),
+        "out": [out[0], *(out[1:] or (1, 1))], **_geometry(node), "bias": b_int.tolist(), **grids,
+        "x_grid": list(q_x.grid), "y_grid": list(q_y.grid), "x": x_int, "weight": w_int,
+        "limits": _limits(act, len(w_int)),
+    }  # fmt: skip
+    _check_work(name, w_int, b_int, layer["out"])
+    ends = grids["s_y"], grids["z_y"], *q_y.grid
+    layer["range"] = [_range(pair, *ends) for pair in layer["limits"]]
+    return layer
+
+
+def _around(q: Any, name: str, node: Any) -> tuple[Any, Any, Any, Any]:
+    """The activation function behind a layer, and the quantizers of input, weight and output."""
+    from minq import graph
+    from minq.simulate import is_quantizer
+
     source, users = graph.input_of(node), list(node.users)
     while not is_quantizer(source) and graph.traits(source).role == "move":
         source = source.all_input_nodes[0]
@@ -164,41 +193,35 @@ def _layer_of(q: Any, name: str, node: Any, values: Mapping[Any, Any]) -> dict[s
     q_x, q_w, q_y = (q.get_submodule(n.target) for n in ends)
     if max(q_x.bits, q_w.bits, q_y.bits) > 8:
         raise ValueError(f"{name} has more than 8 bits; bytes travel with the page")
+    return act, q_x, q_w, q_y
 
-    x = values[graph.input_of(node)]
-    if len(x) != 1 or x.ndim not in (2, 4):
-        raise ValueError(
-            f"{name} reads {tuple(x.shape)}; pass one picture, so that it is (1, C, H, W) or (1, C)"
-        )
-    weight = graph.weight_of(q, node)
-    x_int = q_x.quantize(x).numpy()[0].reshape(x.shape[1], *(x.shape[2:] or (1, 1)))
-    w_int = q_w.quantize(weight).numpy().reshape(*weight.shape, *(1,) * (4 - weight.ndim))
-    (s_x, z_x), (s_w, _), (s_y, z_y) = (_grid(k) for k in (q_x, q_w, q_y))
-    if len(s_x) > 1 or len(s_y) > 1 or len(s_w) not in (1, len(w_int)):
+
+def _grids(name: str, quantizers: tuple[Any, Any, Any], outputs: int) -> dict[str, Any]:
+    """Scales and zero-points of input, weight and output; a weight may have one for each output."""
+    (s_x, z_x), (s_w, _), (s_y, z_y) = map(_grid, quantizers)
+    if len(s_x) > 1 or len(s_y) > 1 or len(s_w) not in (1, outputs):
         raise ValueError(f"{name} has other grids than one per tensor, or per output of the weight")
-    bias = graph.bias_of(q, node)
-    b = np.zeros(len(w_int)) if bias is None else bias.double().numpy()
-    b_int = np.rint(b / (np.array(s_w) * s_x[0])).astype(np.int64)
-    stride, padding, dilation = (
-        _pair(graph.argument(node, place, key, default) if kind == "conv2d" else default)
-        for place, key, default in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
-    )
-    out = values[node][0].shape
-    layer = {
-        "name": name, "in": list(x_int.shape), "kernel": list(w_int.shape),
-        "out": [out[0], *(out[1:] or (1, 1))], "stride": stride, "padding": padding,
-        "dilation": dilation, "groups": graph.groups_of(node), "bias": b_int.tolist(),
-        "s_x": s_x[0], "z_x": z_x, "s_w": s_w, "s_y": s_y[0], "z_y": z_y,
-        "x_grid": list(q_x.grid), "y_grid": list(q_y.grid), "x": x_int, "weight": w_int,
-        "limits": _limits(act, len(w_int)),
-    }  # fmt: skip
-    k = math.prod(w_int.shape[1:])
-    if k * math.prod(layer["out"]) > WORK:
+    return {"s_x": s_x[0], "z_x": z_x, "s_w": s_w, "s_y": s_y[0], "z_y": z_y}
+
+
+def _geometry(node: Any) -> dict[str, Any]:
+    """Pairs of stride, padding and dilation, and the number of groups."""
+    from minq import graph
+
+    found = {}
+    for place, key, default in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1)):
+        given = graph.argument(node, place, key, default) if graph.op(node) == "conv2d" else default
+        found[key] = _pair(given)
+    return found | {"groups": graph.groups_of(node)}
+
+
+def _check_work(name: str, weight: np.ndarray, bias: np.ndarray, out: list[int]) -> None:
+    """Refuse what a page would take long to compute, and sums of more than 32 bits."""
+    k = math.prod(weight.shape[1:])
+    if k * math.prod(out) > WORK:
         raise ValueError(f"{name} takes more than {WORK:,} products; choose a smaller layer")
-    if k * 128 * 255 + np.abs(b_int).max() >= 2**31:
+    if k * 128 * 255 + np.abs(bias).max() >= 2**31:
         raise ValueError(f"the sums of {name} may not fit into 32 bits")
-    layer["range"] = [_range(pair, s_y[0], z_y, *q_y.grid) for pair in layer["limits"]]
-    return layer
 
 
 def _limits(act: Any, outputs: int) -> list[list[float | None]]:

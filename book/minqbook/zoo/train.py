@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,60 @@ def loss_of(name: str) -> Callable[..., Tensor]:
     return detection_loss if name == "detector" else F.cross_entropy
 
 
+class _Training:
+    """A network while it trains: what its checkpoint keeps."""
+
+    def __init__(self, recipe: Recipe, settings: dict[str, Any], checkpoint: Path) -> None:
+        self.recipe, self.settings, self.checkpoint = recipe, settings, checkpoint
+        with torch.random.fork_rng():
+            torch.manual_seed(settings["seed"])
+            model = models.build(settings["name"])
+        self.model = model.to(memory_format=torch.channels_last)  # twice as fast
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=recipe.decay)
+        self.loss = loss_of(settings["name"])
+        self.step, self.seconds, self.since = 0, 0.0, time.monotonic()
+        if checkpoint.is_file():
+            self._resume(torch.load(checkpoint, weights_only=True))
+
+    def _resume(self, kept: dict[str, Any]) -> None:
+        if kept["settings"] != self.settings:
+            raise ValueError(
+                f"{self.checkpoint.name} belongs to another training ({kept['settings']}, not "
+                f"{self.settings}); delete it, or write elsewhere with --out"
+            )
+        self.model.load_state_dict(kept["model"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.step, self.seconds = kept["step"], kept["seconds"]
+
+    def keep(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        kept = {"settings": self.settings, "step": self.step, "seconds": self.elapsed}
+        kept |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        write_whole(self.checkpoint, partial(torch.save, kept))
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, those before an interruption included."""
+        return self.seconds + time.monotonic() - self.since
+
+    def advance(self) -> float:
+        """Take one step on the next batch, which the seed and its number make; gives the loss."""
+        name, steps, batch = (self.settings[k] for k in ("name", "steps", "batch"))
+        first = 2**20 * (self.settings["seed"] + 1) + self.step
+        x, answers = small.labelled(name, batch, "train", first)
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        loss = self.loss(self.model(x), answers)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(self.step, steps, self.recipe.rate)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        self.optimizer.step()
+        self.step += 1
+        return loss.item()
+
+
 def train(
     name: str,
     *,
@@ -102,69 +156,64 @@ def train(
     progress: bool = False,
     stop_after: int | None = None,
 ) -> nn.Module:
-    """Train a small network, write its weights with their accuracy, return it in eval mode.
+    """Train a small network, and write its weights with their accuracy.
 
-    out: the weights file; by default the one that ``minqbook.zoo.load`` reads. Beside it lies a
-    checkpoint while training lasts; if one with the same settings is there, training goes on from
-    it. stop_after: leave after so many batches, as an interruption would.
+    Args:
+        name: one of ``minqbook.zoo.NAMES``.
+        epochs: how long; by default as its recipe says.
+        seed: draws the first weights and all data.
+        out: the weights file; by default the one that ``minqbook.zoo.load`` reads. Beside it lies a
+            checkpoint while training lasts; if one with the same settings is there, training goes
+            on from it.
+        epoch_batches: how often progress is kept.
+        batch: samples in a step; by default as the recipe says.
+        progress: show a bar.
+        stop_after: leave after so many batches, as an interruption would.
+
+    Returns:
+        The network in eval mode.
+
+    Raises:
+        ValueError: for an unknown name, a count below 1, and a checkpoint of another training.
+        RuntimeError: if the loss is no longer a number.
     """
     recipe = RECIPES[small.check_name(name)]
     epochs = check_count(recipe.epochs if epochs is None else epochs, "epochs")
     steps = epochs * check_count(epoch_batches, "epoch_batches")
     out = Path(out or small.WEIGHTS / f"{name}.safetensors")
-    checkpoint = out.with_suffix(".checkpoint")
     batch = check_count(recipe.batch if batch is None else batch, "batch")
     settings = {"name": name, "seed": seed, "steps": steps, "batch": batch}
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = models.build(name).to(memory_format=torch.channels_last)  # twice as fast
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=recipe.decay)
-    step, seconds = 0, 0.0
-    if checkpoint.is_file():
-        kept = torch.load(checkpoint, weights_only=True)
-        if kept["settings"] != settings:
-            raise ValueError(
-                f"{checkpoint.name} belongs to another training ({kept['settings']}, not "
-                f"{settings}); delete it, or write elsewhere with --out"
-            )
-        model.load_state_dict(kept["model"])
-        optimizer.load_state_dict(kept["optimizer"])
-        step, seconds = kept["step"], kept["seconds"]
-
-    loss_function, bar, start = loss_of(name), None, time.monotonic() - seconds
-    if progress:
-        from tqdm import tqdm
-
-        bar = tqdm(total=steps, initial=step, desc=name, mininterval=5)
-    while step < steps:
-        if step == stop_after:
-            return model.eval()
-        x, answers = small.labelled(name, batch, "train", 2**20 * (seed + 1) + step)
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        loss = loss_function(model(x), answers)
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps, recipe.rate)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        step += 1
+    training = _Training(recipe, settings, out.with_suffix(".checkpoint"))
+    bar = _bar(training) if progress else None
+    while training.step < steps:
+        if training.step == stop_after:
+            return training.model.eval()
+        loss = training.advance()
         if bar:
             bar.update()
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-        if step % epoch_batches == 0:
-            if not loss.isfinite():
-                raise RuntimeError(f"the loss of {name} is {loss.item()}; train with another seed")
-            kept = {"settings": settings, "step": step, "seconds": time.monotonic() - start}
-            kept |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            write_whole(checkpoint, partial(torch.save, kept))
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        if training.step % epoch_batches == 0:
+            if not math.isfinite(loss):
+                raise RuntimeError(f"the loss of {name} is {loss}; train with another seed")
+            training.keep()
     if bar:
         bar.close()
+    return _write(training, out, epochs)
 
-    model = model.to(memory_format=torch.contiguous_format).eval()
-    accuracy = small.evaluate(model, name)
+
+def _bar(training: _Training) -> Any:
+    from tqdm import tqdm
+
+    name, steps = training.settings["name"], training.settings["steps"]
+    return tqdm(total=steps, initial=training.step, desc=name, mininterval=5)
+
+
+def _write(training: _Training, out: Path, epochs: int) -> nn.Module:
+    """The weights, with what they are worth and how they were made, in place of the checkpoint."""
+    from safetensors.torch import save
+
+    name, seed, steps, batch = (training.settings[k] for k in ("name", "seed", "steps", "batch"))
+    model = training.model.to(memory_format=torch.contiguous_format).eval()
     facts = {
         "network": name,
         "command": f"python -m minqbook.zoo.train {name} --epochs {epochs} --seed {seed}",
@@ -172,16 +221,14 @@ def train(
         "epochs": str(epochs),
         "scenes": str(steps * batch),
         "metric": small.METRICS[name],
-        "accuracy": f"{accuracy:.2f}",
-        "minutes": f"{(time.monotonic() - start) / 60:.1f}",
+        "accuracy": f"{small.evaluate(model, name):.2f}",
+        "minutes": f"{training.elapsed / 60:.1f}",
         "versions": f"minq {minq.__version__}, torch {torch.__version__}, "
         f"python {platform.python_version()}",
     }
-    from safetensors.torch import save
-
     tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
     write_whole(out, lambda path: path.write_bytes(save(tensors, facts)))
-    checkpoint.unlink(missing_ok=True)
+    training.checkpoint.unlink(missing_ok=True)
     return model
 
 
