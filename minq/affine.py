@@ -208,7 +208,17 @@ def fake_quantize(
 def sqnr(x: Array, x_hat: Array) -> float:
     """Signal-to-quantization-noise ratio in decibels: 10 log10(sum x^2 / sum (x - x_hat)^2).
 
-    Infinite where nothing was lost. 6 dB are about one bit.
+    6 dB are about one bit.
+
+    Args:
+        x: the signal, float, any shape.
+        x_hat: what became of it, of the same shape.
+
+    Returns:
+        Decibels; infinity where nothing was lost.
+
+    Raises:
+        TypeError, ValueError: for data that are no floats, and shapes that differ.
 
     >>> round(sqnr([1.0, 2.0], [1.0, 1.9]), 2)
     26.99

@@ -8,11 +8,22 @@ from minq._checks import Array, as_float, check_count
 
 
 def channel_groups(widths: Array, groups: int) -> np.ndarray:
-    """Which channels share a range: group 0 to ``groups`` - 1 of each, int64, shape (channels,).
+    """Which channels share a range.
 
     Sorted by width, the channels are cut where the noise of rounding is least: a group of N
     channels, the widest r wide, has N r^2 / 12 up to a factor, so sum_g N_g r_g^2 is made as small
     as it can be, exactly, by dynamic programming. Two channels of 100 get a group of their own.
+
+    Args:
+        widths: high - low of each channel, (channels,).
+        groups: how many, at most as many as channels.
+
+    Returns:
+        The group of each channel, 0 to ``groups`` - 1, int64, (channels,).
+
+    Raises:
+        TypeError, ValueError: for widths that are not one number a channel, and a number of
+            groups that does not fit.
 
     >>> channel_groups([1.0, 50.0, 2.0, 1.5], 2)
     array([0, 1, 0, 0])

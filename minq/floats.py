@@ -197,14 +197,25 @@ def fake_quantize_float(
 ) -> Array:
     """Each x to the nearest number of a float format times ``scale``, ties to the even mantissa.
 
-    x: float, any shape. scale: positive, as ``minq.granularity`` says. Returns the dtype and
-    shape of x. What lies beyond the largest number is clamped to it: no infinity, no NaN comes out.
+    What lies beyond the largest number is clamped to it: no infinity, no NaN comes out.
+
+    Args:
+        x: float, any shape.
+        format: of the numbers.
+        scale: positive, of the shape that ``minq.granularity`` names.
+        axis: of the channels, where they have scales of their own.
+        group: so many values of a channel share a scale.
+        rounding: of ties; others for training.
+
+    Returns:
+        The dtype and shape of x.
+
+    Raises:
+        TypeError, ValueError: for NaN, infinite, empty or integer input, a scale that is not
+            positive or does not fit in shape, and for E8M0, which holds scales only.
 
     >>> fake_quantize_float([0.2, 0.25, 0.75, 2.6, 100.0], E2M1)
     array([0., 0., 1., 3., 6.])
-
-    Raises TypeError or ValueError for NaN, infinite, empty or integer input, a scale that is not
-    positive or does not fit in shape, and for E8M0, which holds scales only.
     """
     _check_signed(format)
     given = x.dtype if is_array_api_obj(x) else np.float64

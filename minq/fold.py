@@ -28,14 +28,25 @@ def fold_batch_norm(
         W~ = gamma / sqrt(variance + epsilon) W                             eq. (11)
         b~ = beta + gamma / sqrt(variance + epsilon) (b - mean)             eq. (12)
 
-    weight: (outputs, ...), everything else (outputs,). Returns the new weight and bias.
+    Args:
+        weight: (outputs, ...).
+        bias: (outputs,), or None for 0.
+        gamma: (outputs,), as are beta, mean and variance.
+        beta: what batch norm adds.
+        mean: running mean.
+        variance: running variance.
+        epsilon: added to the variance.
+
+    Returns:
+        The new weight and bias.
+
+    Raises:
+        ValueError: a vector's length is not the number of outputs, or a variance plus epsilon is
+            not positive.
 
     >>> w, b = fold_batch_norm([[1.0, 2.0]], None, [3.0], [0.5], [2.0], [4.0], epsilon=0.0)
     >>> w, b
     (array([[1.5, 3. ]]), array([-2.5]))
-
-    Raises ValueError where a vector's length is not the number of outputs, or a variance plus
-    epsilon is not positive.
     """
     weight = as_float(weight, "weight")
     xp, outputs = namespace(weight), weight.shape[0]
@@ -56,12 +67,18 @@ def fold_batch_norm(
 
 
 def fold_batch_norms(gm: GraphModule) -> GraphModule:
-    """Fold every batch norm that follows a layer into it; ``gm`` is changed and returned.
+    """Fold every batch norm that follows a layer into it.
 
     Mean beta and variance gamma^2 of the layer's outputs, which the batch norm states, are kept in
     the layer's notes for the steps that work without data. A batch norm stays where it is if it
     follows no layer, if something else reads the layer's output too, if it normalizes by the
     batch's own statistics, or another dimension than the layer's outputs.
+
+    Args:
+        gm: from ``minq.capture``; it is changed.
+
+    Returns:
+        ``gm`` itself.
     """
     import torch
 

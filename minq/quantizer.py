@@ -103,14 +103,21 @@ class Quantizer(nn.Module):
     def learn(self, *, logarithmic: bool = False, normalize: bool = False) -> Quantizer:
         """Quantize from now on, and let an optimizer move the scale (and the zero-point).
 
-        logarithmic: train ``log2_scale`` instead of ``scale``. The scale stays positive, and a step
-            of the optimizer changes it by a factor, whatever its size. With ``power_of_two`` always
-            so, and rounded to a whole power. Without it, the scale is the size of the trained
-            number: a step below zero comes out above it.
-        normalize: divide the scale's gradient by sqrt(N p), see ``scale_gradient``.
-
         Whoever freezes and learns again finds the same parameters, so that an optimizer that holds
         them goes on; ``forget_training`` drops ``log2_scale``.
+
+        Args:
+            logarithmic: train ``log2_scale`` instead of ``scale``. The scale stays positive, and a
+                step of the optimizer changes it by a factor, whatever its size. With
+                ``power_of_two`` always so, and rounded to a whole power. Without it, the scale is
+                the size of the trained number: a step below zero comes out above it.
+            normalize: divide the scale's gradient by sqrt(N p), see ``scale_gradient``.
+
+        Returns:
+            The quantizer itself.
+
+        Raises:
+            RuntimeError: it has no range yet.
         """
         self.require_range()
         self._settle()

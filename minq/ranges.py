@@ -39,14 +39,21 @@ from minq.range_search import Range, search, solve_noise_model, squared_error
 def min_max(x: Array, *, axis: int | None = None, group: int | None = None) -> Range:
     """All of the data: q_min = min V, q_max = max V, eq. (14) and (15). Nothing is clipped.
 
-    x: float, any shape. Returns low and high of shape ``scale_shape(x.shape, axis, group)``.
+    Args:
+        x: float, any shape.
+        axis: one range for each index of this axis, instead of one for all.
+        group: with ``axis``, one for each ``group`` values of a channel.
+
+    Returns:
+        low and high, of shape ``scale_shape(x.shape, axis, group)``.
+
+    Raises:
+        TypeError, ValueError: for NaN, infinite, empty or integer data, and for an axis or a
+            group that does not fit.
 
     >>> low, high = min_max([[-1.0, 0.5], [0.25, 8.0]], axis=0)
     >>> low, high
     (array([-1.  ,  0.25]), array([0.5, 8. ]))
-
-    Raises TypeError or ValueError for NaN, infinite, empty or integer data, and for an axis or a
-    group that does not fit.
     """
     return _per_row(_row_min_max, x, Granularity(axis, group))
 
@@ -65,11 +72,21 @@ def percentile(
     percentile P of N sorted values is the one at position P / 100 (N - 1), counted from 0; between
     two positions it is interpolated linearly. So 100 is ``min_max``.
 
+    Args:
+        x: float, any shape.
+        percent: how much of the data is kept, above 0 and up to 100.
+        axis: as in ``min_max``.
+        group: as in ``min_max``.
+
+    Returns:
+        low and high, of shape ``scale_shape(x.shape, axis, group)``.
+
+    Raises:
+        TypeError, ValueError: as ``min_max``, and where ``percent`` is not in (0, 100].
+
     >>> low, high = percentile([float(k) for k in range(101)], 90)
     >>> float(low), float(high)
     (5.0, 95.0)
-
-    Raises as ``min_max`` does, and ValueError where ``percent`` is not in (0, 100].
     """
     percent = _number(percent, "percent")
     if not 0 < percent <= 100:
@@ -120,16 +137,26 @@ def mse(
 
     The answer is never worse than min-max, which is among the candidates.
 
-    x: float, any shape. ``bits``, ``signed``, ``narrow_range`` and ``symmetric`` name the grid, as
-    for ``scale_zero_point``. Returns low <= 0 <= high of ``scale_shape(x.shape, axis, group)``.
+    Args:
+        x: float, any shape.
+        bits: of the grid, as are the next three; see ``scale_zero_point``.
+        signed: whether its integers go below 0.
+        narrow_range: leave out the lowest integer.
+        symmetric: keep the zero-point at 0.
+        axis: as in ``min_max``.
+        group: as in ``min_max``.
+
+    Returns:
+        low <= 0 <= high, of shape ``scale_shape(x.shape, axis, group)``.
+
+    Raises:
+        TypeError, ValueError: as ``min_max`` and ``scale_zero_point``; negative data do not fit
+            the unsigned symmetric grid.
 
     >>> x = np.random.default_rng(0).standard_normal(10_000)
     >>> low, high = mse(x, bits=4, signed=True, symmetric=True)
     >>> bool(x.min() < low) and bool(high < x.max())  # it pays to clip
     True
-
-    Raises as ``min_max`` and ``scale_zero_point`` do: negative data do not fit the unsigned
-    symmetric grid.
     """
     grid = integer_grid(bits, signed=signed, narrow_range=narrow_range)
 
@@ -160,13 +187,22 @@ def cross_entropy(
     ones barely matter, which the squared error does not know. Pairs of shrunken min-max ends are
     tried, down to 1/16, then the search of ``mse`` polishes the best one; min-max is among them.
 
-    logits: float (batch, classes). Returns low <= 0 <= high, two scalars.
+    Args:
+        logits: float, (batch, classes).
+        bits: of the grid, as are the next three; see ``mse``.
+        signed: whether its integers go below 0.
+        narrow_range: leave out the lowest integer.
+        symmetric: keep the zero-point at 0.
+
+    Returns:
+        low <= 0 <= high, two scalars.
+
+    Raises:
+        TypeError, ValueError: as ``mse``, and where ``logits`` is not (batch, classes).
 
     >>> low, high = cross_entropy([[9.0, 8.0, -20.0], [7.5, 9.5, -30.0]], bits=4)
     >>> bool(low > -30)  # one chance in e^30 is worth no levels
     True
-
-    Raises as ``mse`` does, and ValueError where ``logits`` is not (batch, classes).
     """
     logits = as_float(logits, "logits")
     if len(logits.shape) != 2 or logits.shape[1] < 2:
@@ -229,14 +265,23 @@ def batch_norm(
 
     since channel k of the output has mean beta_k and standard deviation |gamma_k|.
 
-    gamma, beta: float (channels,). ``clip`` is the range of the activation function that follows:
-    (0, inf) for ReLU, (0, 6) for ReLU6. Returns two scalars, or (channels,) with ``per_channel``.
+    Args:
+        gamma: float, (channels,).
+        beta: float, (channels,).
+        alpha: how many standard deviations the range holds on each side.
+        per_channel: one range for each channel.
+        clip: the range of the activation function that follows: (0, inf) for ReLU, (0, 6) for
+            ReLU6.
+
+    Returns:
+        low and high: two scalars, or (channels,) with ``per_channel``.
+
+    Raises:
+        TypeError, ValueError: for shapes that differ, and an alpha that is not positive.
 
     >>> low, high = batch_norm([1.0, -0.5], [0.0, 4.0], clip=(0, float("inf")))
     >>> float(low), float(high)
     (0.0, 7.0)
-
-    Raises ValueError for shapes that differ and an alpha that is not positive.
     """
     gamma = as_float(gamma, "gamma")
     beta = as_float(like(beta, gamma, gamma.dtype, "beta"), "beta")
@@ -277,8 +322,20 @@ def grouped(
 
     Bondarenko et al. 2021, "Understanding and overcoming the challenges of efficient transformer
     quantization", sort the embedding's channels and cut them into groups of equal size; here the
-    cut depends on the widths. estimate: gives (low, high) of a group's values. Returns low and high
-    of shape (channels,); channels of a group have the same.
+    cut depends on the widths.
+
+    Args:
+        x: float, any shape.
+        groups: how many, at most as many as channels.
+        estimate: gives (low, high) of a group's values.
+        axis: of the channels.
+        group: None; channels are grouped already.
+
+    Returns:
+        low and high, of shape (channels,); channels of a group have the same.
+
+    Raises:
+        TypeError, ValueError: as ``min_max`` and ``channel_groups``.
 
     >>> low, high = grouped([[1.0, 50.0, -2.0], [0.0, -9.0, 1.0]], 2)
     >>> low, high

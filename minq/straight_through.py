@@ -30,7 +30,14 @@ from minq.grid import Grid
 def derivative_by_input(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
     """d x_hat / d x: 1 where x is rounded to a level of the grid, 0 where it is clipped, eq. (37).
 
-    Shapes that broadcast; the shape and dtype of x.
+    Args:
+        x: float, any shape.
+        scale: s, of a shape that broadcasts against x.
+        zero_point: z, of the shape of ``scale``.
+        grid: the integers.
+
+    Returns:
+        0.0 and 1.0, in the shape and dtype of x.
 
     >>> x, grid = torch.tensor([-2.0, 0.3, 9.0]), Grid(0, 3)
     >>> derivative_by_input(x, torch.tensor(0.5), torch.tensor(1.0), grid)
@@ -43,6 +50,15 @@ def derivative_by_input(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid
 def derivative_by_scale(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
     """d x_hat / d s = round(u) - u inside, n - z below, p - z above, u = x / s: eq. (38).
 
+    Args:
+        x: as in ``derivative_by_input``, as are all others.
+        scale: s.
+        zero_point: z.
+        grid: the integers n to p.
+
+    Returns:
+        One number for each element of x.
+
     >>> x = torch.tensor([-2.0, 0.2, 9.0])
     >>> derivative_by_scale(x, torch.tensor(0.5), torch.tensor(1.0), Grid(0, 3))
     tensor([-1.0000, -0.4000,  2.0000])
@@ -54,6 +70,15 @@ def derivative_by_scale(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid
 
 def derivative_by_zero_point(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
     """d x_hat / d z = 0 inside, -s where x is clipped: eq. (39).
+
+    Args:
+        x: as in ``derivative_by_input``, as are all others.
+        scale: s.
+        zero_point: z.
+        grid: the integers.
+
+    Returns:
+        One number for each element of x.
 
     >>> x = torch.tensor([-2.0, 0.2, 9.0])
     >>> derivative_by_zero_point(x, torch.tensor(0.5), torch.tensor(1.0), Grid(0, 3))
@@ -125,9 +150,15 @@ def fake_quantize_trained(
 ) -> Tensor:
     """``fake_quantize`` with the straight-through gradients of eq. (37) to (39), and no checks.
 
-    x: float. scale: the dtype of x, of a shape that broadcasts against it. zero_point: of the same
-    dtype and shape, whole numbers on the grid, or None for 0. The value is that of
-    ``fake_quantize``, bit for bit (without a zero-point, a zero keeps the sign of x).
+    Args:
+        x: float, any shape.
+        scale: the dtype of x, of a shape that broadcasts against it.
+        zero_point: of the same dtype and shape, whole numbers on the grid, or None for 0.
+        grid: the integers.
+
+    Returns:
+        The value of ``fake_quantize``, bit for bit (without a zero-point, a zero keeps the sign of
+        x).
 
     >>> s = torch.tensor(0.5, requires_grad=True)
     >>> fake_quantize_trained(torch.tensor([0.2, 9.0]), s, None, Grid(0, 3)).sum().backward()
@@ -166,6 +197,13 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     with the levels p. Learned step size quantization divides by sqrt(N p), to make a step of plain
     gradient descent move scales about as far, relative to their size, as weights. Adam divides by
     the gradient's own size and needs no such factor.
+
+    Args:
+        x: any tensor.
+        factor: of its gradient.
+
+    Returns:
+        x.
 
     >>> x = torch.tensor(2.0, requires_grad=True)
     >>> scale_gradient(x, 0.25).backward(); x.grad

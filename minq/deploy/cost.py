@@ -50,6 +50,14 @@ def roofline(
 ) -> float:
     """MACs per cycle that array and memory allow: min(R C, bytes per cycle * intensity).
 
+    Args:
+        intensity: MACs for each byte of DRAM.
+        array: its R rows and C columns; by default those of chapter 2.
+        bytes_per_cycle: what DRAM delivers.
+
+    Returns:
+        MACs per cycle.
+
     >>> roofline(2.0), roofline(16.0), roofline(100.0)
     (32.0, 256, 256)
     """
@@ -109,19 +117,26 @@ def layer_costs(
 ) -> dict[str, OperatorCost]:
     """Every layer and matrix product of a captured graph, in the order of computation.
 
-    gm: from ``minq.capture``, with or without quantizers. Their bits count, not their stage. An
-        operator computes in integers if both of its operands are quantized, else in FP32.
-    example: what the network is called with, for its shapes and its batch size; by default one
-        sample. Nothing is computed with it.
-    array, memory: as in ``minq.mac.layer_cost``. A product of two activations finds the second one
-        where inputs are.
-    on_chip: bytes of memory for activations.
-    floating: the network in FP32, whatever its quantizers say.
+    Warns of operators that multiply matrices and are not counted.
 
-    Layers are named as by ``minq.graph.layers``, products as by ``minq.graph.place``, and what
-    comes a second time "name_1". Warns of operators that multiply matrices and are not counted.
-    Raises TypeError for a module that was not captured, ValueError for an example that does not
-    fit it.
+    Args:
+        gm: from ``minq.capture``, with or without quantizers. Their bits count, not their stage. An
+            operator computes in integers if both of its operands are quantized, else in FP32.
+        example: what the network is called with, for its shapes and its batch size; by default one
+            sample. Nothing is computed with it.
+        array: as in ``minq.mac.layer_cost``.
+        memory: as in ``minq.mac.layer_cost``. A product of two activations finds the second one
+            where inputs are.
+        on_chip: bytes of memory for activations.
+        floating: the network in FP32, whatever its quantizers say.
+
+    Returns:
+        Costs by name: layers are named as by ``minq.graph.layers``, products as by
+        ``minq.graph.place``, and what comes a second time "name_1".
+
+    Raises:
+        TypeError: for a module that was not captured.
+        ValueError: for an example that does not fit it.
 
     >>> import minq
     >>> from torch import nn

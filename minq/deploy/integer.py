@@ -40,19 +40,27 @@ def to_integer(
 ) -> IntegerNetwork:
     """The quantized network ``q``, computed with integers only, on the CPU; ``q`` is left alone.
 
-    q: what ``minq.ptq`` or ``minq.qat`` returns.
-    multipliers: "fixed", integers of ``multiplier_bits`` bits (2 to 31) and a shift; or "float", in
-        double precision: then the integers are those of ``simulation(q)``, bit for bit. With
-        "fixed" and 31 bits a result differs by one step at most, and only next to a tie.
-    rounding: of "fixed" multipliers: "half_even" as in the simulation, or "half_up".
-    accumulator_bits, overflow: how wide accumulators are, 2 to 32, and what happens where weights
-        are such that some input may overflow them: "error", or "wrap" as two's complement does.
-
     A bias becomes a 32-bit integer of scale s_w s_x. A function of one number is a table of at most
     2^16 entries. What has no quantizer or no integer form computes in floats; ``islands`` names it.
 
-    Raises TypeError for a network without quantizers, RuntimeError for quantizers that have no
-    range yet, ValueError for a bias or an accumulator that does not fit.
+    Args:
+        q: what ``minq.ptq`` or ``minq.qat`` returns.
+        multipliers: "fixed", integers and a shift; or "float", in double precision: then the
+            integers are those of ``simulation(q)``, bit for bit. With "fixed" and 31 bits a result
+            differs by one step at most, and only next to a tie.
+        multiplier_bits: of "fixed" multipliers, 2 to 31.
+        rounding: of "fixed" multipliers: "half_even" as in the simulation, or "half_up".
+        accumulator_bits: how wide accumulators are, 2 to 32.
+        overflow: what happens where weights are such that some input may overflow an accumulator:
+            "error", or "wrap" as two's complement does.
+
+    Returns:
+        The network on integers; it is called as ``q`` is.
+
+    Raises:
+        TypeError: for a network without quantizers.
+        RuntimeError: for quantizers that have no range yet.
+        ValueError: for a bias or an accumulator that does not fit.
 
     >>> import minq
     >>> model, x = nn.Linear(4, 2), torch.linspace(-1, 1, 8).reshape(2, 4)
@@ -85,8 +93,17 @@ def to_integer(
 def simulation(q: fx.GraphModule) -> fx.GraphModule:
     """``q`` in double precision with its biases on their 32-bit grid: what integers must equal.
 
-    A copy. In single precision, as ``q`` itself computes, sums are off in the seventh digit, which
-    moves a value that lies next to a tie by one step.
+    In single precision, as ``q`` itself computes, sums are off in the seventh digit, which moves a
+    value that lies next to a tie by one step.
+
+    Args:
+        q: what ``minq.ptq`` or ``minq.qat`` returns; it is left alone.
+
+    Returns:
+        A copy of it.
+
+    Raises:
+        TypeError, RuntimeError, ValueError: as ``to_integer``.
     """
     compiler = Compiler(q, kernels.Arithmetic(exact=True), wraps=True).run()
     gm = compiler.q.double()

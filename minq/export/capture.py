@@ -35,14 +35,22 @@ from minq.graph.network import check_sizes, own_sizes
 
 
 def capture(model: nn.Module, example: Any, *, dynamic_batch: bool = True) -> fx.GraphModule:
-    """The model in evaluation mode as a graph of ATen operators; the model itself is left alone.
+    """The model in evaluation mode as a graph of ATen operators.
 
-    example: what the model is called with (see ``as_arguments``), on whatever device; the first
-        dimension of each tensor is the batch, and stays free. Where the model takes another path
-        for other sizes, the network keeps the condition and refuses them.
+    Args:
+        model: any network; it is left alone. A captured one is copied.
+        example: what the model is called with (see ``as_arguments``), on whatever device; the first
+            dimension of each tensor is the batch, and stays free. Where the model takes another
+            path for other sizes, the network keeps the condition and refuses them.
+        dynamic_batch: whether the batch size stays free.
 
-    Raises CaptureError where ``torch.export`` cannot follow the model, for example because a branch
-    depends on values.
+    Returns:
+        The network, on the model's device.
+
+    Raises:
+        CaptureError: ``torch.export`` cannot follow the model, for example because a branch depends
+            on values.
+        TypeError: for what is not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model must be a torch.nn.Module, not {type(model).__name__}")

@@ -102,10 +102,20 @@ def as_batches(data: Any) -> Sequence[Any]:
 
 
 def batches_of(gm: fx.GraphModule, data: Any) -> list[list[Any]]:
-    """Data as a list of batches, each a list with one value for every input of ``gm``, beside it.
+    """Data as a list of batches, each a list with one value for every input of ``gm``.
 
-    What comes after the inputs, such as the labels of a data loader, is left out. Raises where a
-    batch does not fit what the model was captured with, or is not finite.
+    What comes after the inputs, such as the labels of a data loader, is left out.
+
+    Args:
+        gm: a captured network.
+        data: one batch or several, see ``as_batches``.
+
+    Returns:
+        The batches, on the network's device.
+
+    Raises:
+        TypeError, ValueError: a batch does not fit what the model was captured with, or is not
+            finite.
     """
     inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
     batches = []

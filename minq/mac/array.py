@@ -130,14 +130,21 @@ class MacArray:
     def run(self, weight: Array, x: Array, bias: Array | None = None) -> MacResult:
         """A = b + W x, eq. (3), as accumulators of this width compute it, for sizes of any kind.
 
-        weight: (N, M) integers. x: (M,) or (B, M) integers. bias: (N,) integers, or None for 0.
-
         Wrapping is reduction modulo 2^a, so wrapping once at the end gives what wrapping in every
         cycle gives, and only final sums need to fit. Saturation depends on the order: it clamps
         after each cycle, so every partial sum needs to fit. ``bits_needed`` counts accordingly.
 
-        Raises TypeError or ValueError for operands that are not integers, are empty, do not fit
-        each other, or whose exact sums could exceed 2^62.
+        Args:
+            weight: integers, (N, M).
+            x: integers, (M,) or (B, M).
+            bias: integers, (N,), or None for 0.
+
+        Returns:
+            The accumulators, what they would be without overflow, and the bits that takes.
+
+        Raises:
+            TypeError, ValueError: for operands that are not integers, are empty, do not fit each
+                other, or whose exact sums could exceed 2^62.
         """
         w, x, b, back = linear_operands(weight, x, bias)
         if self.overflow == "wrap":
@@ -159,6 +166,14 @@ class MacArray:
         Each tile loads for r cycles and computes for B:  cycles = T_c (N + T_r B).
         With double buffering a tile takes max(B, r), and what it cannot overlap is the first load
         and the last computation:  cycles = sum over tiles of max(B, r)  +  min(B, r of the first).
+
+        Args:
+            n_outputs: N.
+            n_inputs: M.
+            batch: B, the number of input vectors.
+
+        Returns:
+            Cycles.
         """
         n, m, batch = layer_sizes(n_outputs, n_inputs, batch)
         t_r, t_c = math.ceil(n / self.rows), math.ceil(m / self.columns)
@@ -177,6 +192,14 @@ class MacArray:
 
         Weights enter once (the array is weight-stationary); inputs once for each row of tiles; a
         partial sum is written and read back between two tiles of one row: 2 (T_c - 1) N B words.
+
+        Args:
+            n_outputs: N.
+            n_inputs: M.
+            batch: B, the number of input vectors.
+
+        Returns:
+            Words of "weights", "bias", "inputs", "partial_sums" and "outputs".
         """
         n, m, batch = layer_sizes(n_outputs, n_inputs, batch)
         t_r, t_c = math.ceil(n / self.rows), math.ceil(m / self.columns)

@@ -51,14 +51,32 @@ def layer_cost(
 ) -> LayerCost:
     """Cycles, traffic and energy of a layer: ``groups`` products of (N, M) with B vectors in turn.
 
-    For integers any weight_bits and activation_bits; FP32 is weight_bits=32, activation_bits=32,
-    floating=True (and 16 likewise), accumulated in 32-bit floats.
-
     Energy counts one multiplication and one addition, as wide as the accumulator, for each useful
     product; one requantization (a 32-bit multiplication and an addition) for each integer output;
     what a weight zero-point adds, if there is one; every word moved, from where ``MEMORY`` says,
     changed by ``memory``. Left out are clocks, wires, control, leakage and idle elements, so
     compare with it, and do not predict a chip.
+
+    Args:
+        n_outputs: N.
+        n_inputs: M.
+        batch: B.
+        array: by default that of chapter 2.
+        groups: how many such products there are.
+        weight_bits: any number for integers; FP32 is 32 for both and ``floating`` (16 likewise),
+            accumulated in 32-bit floats.
+        activation_bits: of inputs and outputs.
+        floating: whether numbers are floats.
+        weight_zero_point: whether weights have one.
+        memory: where "weights", "bias", "inputs", "partial_sums" or "outputs" are, if not where
+            ``MEMORY`` says.
+
+    Returns:
+        The cost, with bytes and joules by kind.
+
+    Raises:
+        TypeError, ValueError: for sizes that are no counts, kinds of memory that are not known, and
+            floats with a zero-point.
 
     >>> fp32, int8 = (layer_cost(256, 256, weight_bits=b, activation_bits=b, floating=b == 32)
     ...               for b in (32, 8))

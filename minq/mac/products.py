@@ -78,11 +78,6 @@ def layer_sizes(n_outputs: int, n_inputs: int, batch: int) -> tuple[int, int, in
 def int_matmul(a: Array, b: Array) -> Array:
     """The exact integer product ``a @ b``.
 
-    a: integers, shape (K,) or (..., K). b: integers, shape (K, P) or (..., K, P); leading axes
-    broadcast as in ``numpy.matmul``. The dtype of the result depends on dtypes and K alone, never
-    on the values: int32 if K max|dtype of a| max|dtype of b| < 2^31 (two int8: K < 2^17), else
-    int64.
-
     Floating-point units multiply matrices far faster than integer ones, and they are exact as long
     as nothing needs rounding. Every partial sum of K products, in whatever order and with or
     without fused multiply-add, is an integer of magnitude at most B = K max|a| max|b|, and a float
@@ -100,11 +95,21 @@ def int_matmul(a: Array, b: Array) -> Array:
     add pairs of 8-bit products in 16 bits, which saturates (oneDNN, "Nuances of int8
     computations").
 
+    Args:
+        a: integers, (K,) or (..., K).
+        b: integers, (K, P) or (..., K, P); leading axes broadcast as in ``numpy.matmul``.
+
+    Returns:
+        (..., P). The dtype depends on dtypes and K alone, never on the values: int32 if
+        K max|dtype of a| max|dtype of b| < 2^31 (two int8: K < 2^17), else int64.
+
+    Raises:
+        TypeError: for anything but integers, or for NumPy beside torch.
+        ValueError: for empty arrays, shapes that do not fit, and products that may not fit into
+            int64.
+
     >>> int_matmul(np.array([[100, 100]], np.int8), np.array([[100], [100]], np.int8))
     array([[20000]], dtype=int32)
-
-    Raises TypeError for anything but integers or for NumPy beside torch; ValueError for empty
-    arrays, shapes that do not fit, and products that may not fit into int64.
     """
     if is_torch_array(a) != is_torch_array(b):
         raise TypeError("a and b must come from one library, NumPy or torch; convert one of them")
@@ -204,8 +209,17 @@ def zero_point_terms(
 ) -> ZeroPointTerms:
     """Eq. (13): (W_int - z_w)(x_int - z_x) = W_int x_int - z_w sum x - z_x sum W + M z_w z_x.
 
-    weight: (N, M). x: (M,) or (B, M). weight_zero_point: one integer or one per output, (N,).
-    input_zero_point: one integer. All terms are int64, and exact.
+    Args:
+        weight: integers, (N, M).
+        x: integers, (M,) or (B, M).
+        weight_zero_point: one integer, or one for each output, (N,).
+        input_zero_point: one integer.
+
+    Returns:
+        The four terms, int64, and exact.
+
+    Raises:
+        TypeError, ValueError: as ``int_matmul``, and for terms that could exceed 2^62.
 
     >>> terms = zero_point_terms([[1, 2]], [[3, 4]], weight_zero_point=1, input_zero_point=2)
     >>> [term.tolist() for term in terms], terms.total.tolist()
@@ -228,6 +242,18 @@ def fold_zero_points(
     """The bias with the third and fourth term of eq. (13) in it: b - z_x sum W + M z_w z_x, (N,).
 
     Neither depends on the data, so an input zero-point is free at run time.
+
+    Args:
+        weight: integers, (N, M).
+        bias: integers, (N,), or None for 0.
+        weight_zero_point: one integer, or one for each output, (N,).
+        input_zero_point: one integer.
+
+    Returns:
+        The new bias, int64, (N,).
+
+    Raises:
+        TypeError, ValueError: as ``zero_point_terms``.
 
     >>> fold_zero_points([[1, 2]], [10], weight_zero_point=1, input_zero_point=2)
     array([8])
@@ -259,6 +285,15 @@ def zero_point_operations(
 
     For each input vector: M - 1 additions for sum x, one multiplication by z_w (one for each output
     if z_w is per channel), N subtractions. Symmetric weights (z_w = 0) cost none of it.
+
+    Args:
+        n_outputs: N.
+        n_inputs: M.
+        batch: number of input vectors.
+        per_channel: whether each output has a zero-point of its own.
+
+    Returns:
+        The number of "additions" and of "multiplications".
 
     >>> zero_point_operations(64, 576)
     {'additions': 639, 'multiplications': 1}

@@ -19,12 +19,19 @@ def fixed_point_multiplier(ratio: Array) -> tuple[Any, Any]:
         ratio ~ multiplier 2^-shift,   multiplier in [2^30, 2^31)
 
     The multiplier is rounded to 31 bits, so |multiplier 2^-shift - ratio| is at most 2^-(shift + 1)
-    and at most 2^-31 ratio. Numbers give two ints, arrays two int64 arrays.
+    and at most 2^-31 ratio.
+
+    Args:
+        ratio: positive, a number or an array.
+
+    Returns:
+        multiplier and shift: two ints of a number, two int64 arrays of an array.
+
+    Raises:
+        TypeError, ValueError: ``ratio`` is not positive, finite and floating point.
 
     >>> fixed_point_multiplier(0.75)
     (1610612736, 31)
-
-    Raises ValueError or TypeError where ``ratio`` is not positive, finite and floating point.
     """
     ratio = as_float(ratio, "scale_ratio")
     if is_torch_array(ratio):
@@ -56,10 +63,7 @@ def requantize(
         y_int = clamp(round(acc ratio) + zero_point; n, p),    ratio = s_w s_x / s_y
         round(acc ratio) ~ (acc multiplier + 2^(shift - 1)) >> shift
 
-    acc: integers that fit 32 bits, any shape. scale_ratio: positive, one number or one per index of
-    ``axis``, below 2^31. Returns int32 of acc's shape. All steps are exact in 64 bits: the product
-    stays within 2^62. Ties go up, toward +infinity ("half_up", TFLite's single rounding), or to the
-    even neighbour ("half_even", the rounding of ``quantize``).
+    All steps are exact in 64 bits: the product stays within 2^62.
 
     **Error.** Only the multiplier is inexact, so what is rounded to an integer is off by at most
 
@@ -68,13 +72,28 @@ def requantize(
     which is at most 2^-23 wherever an 8-bit result is not clamped. So y_int equals the result of
     exact arithmetic unless acc * ratio lies within delta of a tie, and then differs by one step.
 
+    Args:
+        acc: integers that fit 32 bits, any shape.
+        scale_ratio: positive and below 2^31, one number or one for each index of ``axis``.
+        zero_point: of the next layer's grid; one, or one for each index of ``axis``.
+        bits: of that grid.
+        signed: whether its integers go below 0.
+        narrow_range: leave out the lowest integer.
+        axis: of the channels, where they have ratios of their own.
+        rounding: ties go up, toward +infinity ("half_up", TFLite's single rounding), or to the even
+            neighbour ("half_even", the rounding of ``quantize``).
+
+    Returns:
+        int32, of acc's shape.
+
+    Raises:
+        TypeError, ValueError: for accumulators that are not integers or exceed 32 bits, ratios that
+            are not in (0, 2^31), zero-points off the grid, and shapes that do not fit.
+
     >>> requantize([-3, -1, 1, 3, 1000], 0.5, signed=True)
     array([ -1,   0,   1,   2, 127], dtype=int32)
     >>> requantize([-3, -1, 1, 3, 1000], 0.5, signed=True, rounding="half_even")
     array([ -2,   0,   0,   2, 127], dtype=int32)
-
-    Raises TypeError or ValueError for accumulators that are not integers or exceed 32 bits, ratios
-    that are not in (0, 2^31), zero-points off the grid, and shapes that do not fit.
     """
     if rounding not in ("half_up", "half_even"):
         raise ValueError(f'rounding must be "half_up" or "half_even", not {rounding!r}')
@@ -103,8 +122,15 @@ def requantize(
 def rounded_shift(product: Array, shift: Array, rounding: str = "half_even") -> Array:
     """round(product 2^-shift), by an addition and a shift: (product + 2^(shift - 1)) >> shift.
 
-    product, shift: int64 of one library, shapes that broadcast; |product| < 2^62, shift 0 to 62.
-    Ties go up ("half_up") or to the even neighbour ("half_even"). No checks.
+    Nothing is checked.
+
+    Args:
+        product: int64, below 2^62 in magnitude.
+        shift: int64 of the same library, 0 to 62, of a shape that broadcasts.
+        rounding: ties go up ("half_up") or to the even neighbour ("half_even").
+
+    Returns:
+        int64.
 
     >>> rounded_shift(np.array([-6, -2, 2, 5, 6]), np.array(2))
     array([-2,  0,  0,  1,  2])

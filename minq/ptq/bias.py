@@ -42,14 +42,24 @@ def clipped_normal(
     where N and Phi are density and distribution of the standard normal. With batch norm in front,
     ``mean`` is its beta and ``std`` its |gamma|.
 
-    mean, std: float, equal shape. Computed in float64 around the nearest possible value, so that it
-    holds for any ratio of mean to std; std = 0 gives the clip of the mean, and variance 0.
+    Computed in float64 around the nearest possible value, so that it holds for any ratio of mean to
+    std; std = 0 gives the clip of the mean, and variance 0.
+
+    Args:
+        mean: float, any shape.
+        std: float, of the same shape.
+        low: the lower bound; -inf for none.
+        high: the upper bound; inf for none.
+
+    Returns:
+        Mean and variance, of that shape.
+
+    Raises:
+        ValueError: for a negative std, shapes that differ, and low > high.
 
     >>> m, v = clipped_normal([0.0, 5.0], [1.0, 0.0])
     >>> [round(float(a), 4) for a in m], [round(float(a), 4) for a in v]
     ([0.3989, 5.0], [0.3408, 0.0])
-
-    Raises ValueError for a negative std, shapes that differ, and low > high.
     """
     given = as_float(mean, "mean")
     std = as_float(like(std, given, given.dtype, "std"), "std")
@@ -98,11 +108,18 @@ def _above(t: torch.Tensor) -> torch.Tensor:
 
 
 def output_shift(weight_error: Array, input_mean: Array, groups: int = 1) -> Array:
-    """How far rounding moved the mean output: Delta W E[x], eq. (30), shape (outputs,).
+    """How far rounding moved the mean output: Delta W E[x], eq. (30).
 
-    weight_error: W_hat - W, (outputs, inputs / groups, *kernel). input_mean: (inputs,). A channel
-    has one mean for all places of the kernel, so that the kernel is summed; zero padding, which
-    lowers the mean near the border, is not seen.
+    A channel has one mean for all places of the kernel, so that the kernel is summed; zero padding,
+    which lowers the mean near the border, is not seen.
+
+    Args:
+        weight_error: W_hat - W, (outputs, inputs / groups, *kernel).
+        input_mean: E[x], (inputs,).
+        groups: of the convolution.
+
+    Returns:
+        (outputs,).
 
     >>> output_shift([[0.5, 0.25]], [2.0, 4.0])
     array([2.])
@@ -119,7 +136,15 @@ def conv_moments(
 ) -> tuple[Array, Array]:
     """Mean and variance of W x + b, where the inputs are independent: W E[x] + b and W^2 Var[x].
 
-    weight: (outputs, inputs / groups, *kernel); mean, variance: (inputs,). Returns two (outputs,).
+    Args:
+        weight: (outputs, inputs / groups, *kernel).
+        bias: (outputs,), or None for 0.
+        mean: of the inputs, (inputs,).
+        variance: of the inputs, (inputs,).
+        groups: of the convolution.
+
+    Returns:
+        Mean and variance of the outputs, (outputs,) each.
 
     >>> conv_moments([[2.0, -1.0]], [1.0], [3.0, 1.0], [1.0, 4.0])
     (array([6.]), array([8.]))
@@ -132,7 +157,14 @@ def conv_moments(
 
 
 def correct_bias(bias: Array | None, shift: Array) -> Array:
-    """The bias that puts the mean output back: b - Delta W E[x]. No bias counts as zeros.
+    """The bias that puts the mean output back: b - Delta W E[x].
+
+    Args:
+        bias: (outputs,), or None for 0.
+        shift: what ``output_shift`` or ``empirical_shift`` found, (outputs,).
+
+    Returns:
+        The new bias, (outputs,).
 
     >>> correct_bias([1.0], [2.0]), correct_bias(None, [2.0])
     (array([-1.]), array([-2.]))
@@ -146,8 +178,19 @@ def correct_bias(bias: Array | None, shift: Array) -> Array:
 def empirical_shift(y: Array, y_hat: Array, axis: int = 1) -> Array:
     """The same shift measured on data: E[y_hat] - E[y] of each channel of ``axis``.
 
-    y, y_hat: float, equal shape, the layer's output before and after quantization. Summed in
-    float64. Unlike ``output_shift``, it also sees padding and the error of the layer's input.
+    Summed in float64. Unlike ``output_shift``, it also sees padding and the error of the layer's
+    input.
+
+    Args:
+        y: the layer's output before quantization, float, any shape.
+        y_hat: the same after it.
+        axis: of the channels.
+
+    Returns:
+        (channels,).
+
+    Raises:
+        ValueError: for shapes that differ, and an axis that is not there.
 
     >>> empirical_shift([[1.0, 2.0], [3.0, 4.0]], [[1.5, 2.0], [3.5, 5.0]])
     array([0.5, 0.5])
@@ -172,7 +215,14 @@ def change_of_error(
     Below 0 where it helps. The mean of y_hat - y lowers the error of y_hat, but f, the activation
     function, cuts most of it off: what is left may have another mean.
 
-    y, y_hat: float, (rows, outputs); shift: (outputs,). Returns (rows, outputs).
+    Args:
+        y: outputs before quantization, float, (rows, outputs).
+        y_hat: the same after it.
+        shift: c, (outputs,).
+        activation: f, by default none.
+
+    Returns:
+        (rows, outputs).
 
     >>> change_of_error([[1.0, 2.0]], [[1.5, 2.0]], [0.5, 0.5])
     array([[-0.25,  0.25]])

@@ -173,18 +173,30 @@ def equalize_graph(
     sweeps: int = 30,
     tolerance: float = 1e-2,
 ) -> fx.GraphModule:
-    """Equalize all layers that share channels, eq. (20) to (24); ``gm`` is changed and returned.
+    """Equalize all layers that share channels, eq. (20) to (24).
 
     Batch norms must be folded before, quantizers inserted afterwards. Each set of channels gets
     s_i = sqrt(r1_i / r2_i), where r1 is the largest range among its writers and r2 among its
     readers; sets that meet in a layer move each other, so the sweep repeats until no scale changes
     by more than ``tolerance``.
 
-    relu6: "replace" it with ReLU first, as the paper does, which changes the network's function
-        slightly; clip "per_channel" at 6 / s_i, which does not; or "keep" it, and leave the layers
-        around it alone.
-    max_scale: the largest s_i, and 1 / max_scale the smallest. What equalization gives the weights
-        it may take from the activations, whose channels get uneven; 2 keeps most of both.
+    Args:
+        gm: a captured network; it is changed.
+        relu6: "replace" it with ReLU first, as the paper does, which changes the network's function
+            slightly; clip "per_channel" at 6 / s_i, which does not; or "keep" it, and leave the
+            layers around it alone.
+        residual: also equalize what several layers add up to.
+        max_scale: the largest s_i, and 1 / max_scale the smallest. What equalization gives the
+            weights it may take from the activations, whose channels get uneven; 2 keeps most of
+            both.
+        sweeps: stop after so many.
+        tolerance: stop where no scale changes by a larger share.
+
+    Returns:
+        ``gm`` itself.
+
+    Raises:
+        ValueError: for a way to treat ReLU6 that does not exist.
     """
     check_relu6(relu6)
     if relu6 == "replace":
@@ -266,11 +278,18 @@ class _Ranges:
 
 
 def absorb_biases(gm: fx.GraphModule, *, sigmas: float = 3.0) -> fx.GraphModule:
-    """Move high biases into the next layer, eq. (25) to (28); ``gm`` is changed and returned.
+    """Move high biases into the next layer, eq. (25) to (28).
 
     For every pair of layers with only ReLU, a clip or pooling between them, where batch norm told
     mean and deviation of the first one's outputs. A clip's bounds fall by as much as the bias.
     Layers that pad with zeros are left alone. Not exact, see ``absorbable``.
+
+    Args:
+        gm: a captured network whose batch norms are folded; it is changed.
+        sigmas: how many standard deviations below the mean the bias may cut.
+
+    Returns:
+        ``gm`` itself.
     """
     for c in shared_channels(gm, residual=False):
         first = c.writers[0]

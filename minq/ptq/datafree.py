@@ -45,9 +45,14 @@ class NoMoments(ValueError):
 def propagate(gm: fx.GraphModule, inputs: Mapping[str, Moments]) -> dict[fx.Node, Moments]:
     """The moments of every tensor that can be told without data.
 
-    inputs: those of the network's inputs, by name; for pictures that were normalized, mean 0 and
-    variance 1 in each channel. Operators that are not understood, and what hangs on them alone, are
-    left out.
+    Args:
+        gm: a captured network whose batch norms are folded.
+        inputs: those of the network's inputs, by name; for pictures that were normalized, mean 0
+            and variance 1 in each channel.
+
+    Returns:
+        Moments by node. Operators that are not understood, and what hangs on them alone, are left
+        out.
     """
     known: dict[fx.Node, Moments] = {}
     for node in gm.graph.nodes:
@@ -139,10 +144,19 @@ def _through(f, x: Moments, points: int = 64) -> Moments:
 def calibrate_without_data(
     gm: fx.GraphModule, inputs: Mapping[str, Moments], *, correct_bias: bool = True
 ) -> fx.GraphModule:
-    """Correct biases, and set ranges, from batch norm alone; ``gm`` is changed and returned.
+    """Correct biases, and set ranges, from batch norm alone.
 
-    Raises NoMoments where a quantizer stands behind something that the statistics do not reach, as
-    a product of two activations; skip that layer, or give calibration data.
+    Args:
+        gm: a network with quantizers; it is changed.
+        inputs: as in ``propagate``.
+        correct_bias: whether biases are corrected.
+
+    Returns:
+        ``gm`` itself.
+
+    Raises:
+        NoMoments: a quantizer stands behind something that the statistics do not reach, as a
+            product of two activations; skip that layer, or give calibration data.
     """
     known = propagate(gm, inputs)
     for node in gm.graph.nodes:

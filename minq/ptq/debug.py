@@ -136,15 +136,22 @@ def debug(
 ) -> Report:
     """Walk the flow chart on a quantized network ``q`` and the ``model`` it was made from.
 
-    data: one batch, or several, of which only inputs count; a dozen samples are enough. each: also
-    try every quantizer alone and left out, two runs for each of them (at most ``most`` of them,
-    those with the largest error on their own tensor first).
-
     Both are looked at in copies and in eval mode, so a network in training trains on as if nothing
     had been. One that was trained differs from the model with all quantizers off; then all other
     numbers compare it with itself, and ``Report.trained`` says so.
 
-    Raises ValueError where a quantizer has no range yet.
+    Args:
+        q: what ``minq.ptq``, ``minq.qat`` or ``minq.qat.prepare`` return.
+        model: what it was made from.
+        data: one batch, or several, of which only inputs count; a dozen samples are enough.
+        each: also try every quantizer alone and left out, two runs for each of them.
+        most: at most so many of them, those with the largest error on their own tensor first.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ValueError: a quantizer has no range yet.
     """
     q = unwrapped(q)
     batches = batches_of(q, data)
@@ -214,6 +221,14 @@ def only(q: fx.GraphModule, names: Iterable[str]) -> Iterator[None]:
 
     A weight whose quantizer does not act is what it was before it was rounded, as far as ``ptq``
     changed it, and the bias that was corrected for it too.
+
+    Args:
+        q: a quantized network; nothing that an optimizer holds is replaced.
+        names: of quantizers.
+
+    Raises:
+        ValueError: there is no such quantizer.
+        RuntimeError: one has no range yet.
 
     >>> with only(q, {"features.0.0.weight_quantizer"}):  # doctest: +SKIP
     ...     y = q(x)

@@ -30,7 +30,13 @@ from minq._checks import (
 
 
 def output_ranges(weight: Array) -> Array:
-    """What output channel k needs from a symmetric grid: r_k = max |W_k|, shape (outputs,).
+    """What output channel k needs from a symmetric grid: r_k = max |W_k|.
+
+    Args:
+        weight: (outputs, inputs / groups, *kernel).
+
+    Returns:
+        (outputs,).
 
     >>> output_ranges([[1.0, -3.0], [0.5, 0.25]])
     array([3. , 0.5])
@@ -41,7 +47,14 @@ def output_ranges(weight: Array) -> Array:
 
 
 def input_ranges(weight: Array, groups: int = 1) -> Array:
-    """The same for input channel i: r_i = max |W| over all that reads it, shape (inputs,).
+    """The same for input channel i: r_i = max |W| over all that reads it.
+
+    Args:
+        weight: (outputs, inputs / groups, *kernel).
+        groups: of the convolution.
+
+    Returns:
+        (inputs,).
 
     >>> input_ranges([[1.0, -3.0], [0.5, 0.25]])
     array([1., 3.])
@@ -55,13 +68,20 @@ def input_ranges(weight: Array, groups: int = 1) -> Array:
 def equalization_scales(range1: Array, range2: Array) -> Array:
     """The scales that make both ranges equal: s_i = sqrt(r1_i / r2_i), eq. (24).
 
-    range1: the output ranges of the first layer; range2: the input ranges of the second. A dead
-    channel, with range 0 on either side, keeps s = 1.
+    A dead channel, with range 0 on either side, keeps s = 1.
+
+    Args:
+        range1: the output ranges of the first layer, (channels,).
+        range2: the input ranges of the second, (channels,).
+
+    Returns:
+        s, (channels,).
+
+    Raises:
+        ValueError: for negative ranges, or shapes that differ.
 
     >>> equalization_scales([8.0, 1.0, 0.0], [2.0, 4.0, 5.0])
     array([2. , 0.5, 1. ])
-
-    Raises ValueError for negative ranges or shapes that differ.
     """
     range1 = as_float(range1, "range1")
     xp = namespace(range1)
@@ -89,10 +109,19 @@ def smoothing_scales(activations: Array, weights: Array, alpha: float = 0.5) -> 
     The scales are then divided by their geometric mean, which changes no grid but keeps numbers
     small. A dead channel keeps s = 1. Xiao et al. 2023, "SmoothQuant".
 
+    Args:
+        activations: a, (channels,).
+        weights: r, (channels,).
+        alpha: 0 evens out the weights, 1 the activations, 1/2 both alike.
+
+    Returns:
+        s, (channels,).
+
+    Raises:
+        ValueError: for alpha outside of [0, 1], negative ranges, or shapes that differ.
+
     >>> smoothing_scales([16.0, 1.0], [1.0, 1.0])
     array([2. , 0.5])
-
-    Raises ValueError for alpha outside of [0, 1], negative ranges, or shapes that differ.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be from 0 (weights) to 1 (activations), not {alpha}")
@@ -133,8 +162,16 @@ def equalize(
 ) -> tuple[Array, Array | None, Array, Array]:
     """Equalize two layers, eq. (20) to (24): both ranges of channel i become sqrt(r1_i r2_i).
 
-    ``groups`` are those of the second layer. Returns (weight1, bias1, weight2, s). Exact only if
-    what lies between the layers is positively homogeneous, and nothing else reads it.
+    Exact only if what lies between the layers is positively homogeneous, and nothing else reads it.
+
+    Args:
+        weight1: of the first layer, (outputs, ...).
+        bias1: its bias, (outputs,), or None.
+        weight2: of the second, (outputs, inputs / groups, *kernel).
+        groups: of the second.
+
+    Returns:
+        weight1, bias1, weight2, and s.
 
     >>> equalize([[8.0], [1.0]], [4.0, 3.0], [[2.0, 4.0]])[:3]
     (array([[4.],
@@ -150,6 +187,17 @@ def absorbable(beta: Array, gamma: Array, sigmas: float = 3.0) -> Array:
 
     beta and |gamma| are mean and standard deviation of the pre-activations, as batch norm made
     them. If they are Gaussian, 99.87 % of them lie above c, where ReLU(x - c) = ReLU(x) - c.
+
+    Args:
+        beta: (channels,).
+        gamma: (channels,).
+        sigmas: how many standard deviations below the mean the bias may cut; the paper takes 3.
+
+    Returns:
+        c, (channels,).
+
+    Raises:
+        ValueError: for shapes that differ, and sigmas below 0.
 
     >>> absorbable([5.0, 1.0], [-1.0, 1.0])
     array([2., 0.])
@@ -170,6 +218,16 @@ def absorb_bias(
 
     A channel's value is the same at every place of the kernel, so that the kernel is summed. Exact
     where W1 x + b1 >= c, and the second layer sees no zero padding.
+
+    Args:
+        bias1: of the first layer, (inputs,), or None.
+        weight2: of the second, (outputs, inputs / groups, *kernel).
+        bias2: its bias, (outputs,), or None.
+        c: what moves, (inputs,); see ``absorbable``.
+        groups: of the second.
+
+    Returns:
+        Both biases.
 
     >>> absorb_bias([5.0, 0.0], [[2.0, 1.0]], [1.0], [3.0, 0.0])
     (array([2., 0.]), array([7.]))

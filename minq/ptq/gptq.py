@@ -37,18 +37,28 @@ def gptq(
 ) -> Tensor:
     """Round ``weight`` to its grid so that W x changes little on the rows ``x``.
 
-    weight: (outputs, ...), seen as (groups, outputs / groups, K). x: (groups, rows, K), a single
-        group may leave out its axis. scale, zero_point: one number, one for each output, or with
-        ``group`` (outputs, ceil(K / group)), as in ``minq.affine``.
-    damping: this share of H's mean diagonal is added to its diagonal, so that H can be inverted.
+    It draws no random numbers.
 
-    Returns weights on the grid, in the shape and dtype of ``weight``. No random numbers.
+    Args:
+        weight: (outputs, ...), seen as (groups, outputs / groups, K).
+        x: (groups, rows, K); a single group may leave out its axis.
+        scale: one number, one for each output, or with ``group`` (outputs, ceil(K / group)), as in
+            ``minq.affine``.
+        zero_point: of the same shape.
+        grid: the integers.
+        group: so many weights of an output share a scale.
+        damping: this share of H's mean diagonal is added to its diagonal, so that H can be
+            inverted.
+
+    Returns:
+        Weights on the grid, in the shape and dtype of ``weight``.
+
+    Raises:
+        ValueError: shapes do not fit, or damping is not above 0.
 
     >>> w, x = torch.tensor([[0.4, 0.4]]), torch.ones(1, 2)  # used together, to be rounded apart
     >>> gptq(w, x, torch.tensor(1.0))
     tensor([[0., 1.]])
-
-    Raises ValueError where shapes do not fit, or damping is not above 0.
     """
     if not damping > 0:
         raise ValueError(f"damping must be above 0, not {damping}; H may have no inverse without")

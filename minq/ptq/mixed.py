@@ -116,13 +116,21 @@ def pareto_front(noise: _Table, cost: _Table) -> list[Choice]:
 
     Whole-number costs with a common divisor keep the front short.
 
+    Args:
+        noise: {layer: {bits: noise}}, as ``sensitivity`` gives it.
+        cost: the same for costs, in any unit.
+
+    Returns:
+        The choices, cheapest first.
+
+    Raises:
+        ValueError: the two tables differ in layers or bits, or hold a number that is negative or
+            not finite.
+
     >>> noise = {"a": {2: 9.0, 4: 1.0}, "b": {2: 3.0, 4: 1.0}}
     >>> cost = {"a": {2: 2, 4: 4}, "b": {2: 2, 4: 4}}
     >>> [(choice.bits, choice.noise) for choice in pareto_front(noise, cost)]
     [({'a': 2, 'b': 2}, 12.0), ({'a': 4, 'b': 2}, 4.0), ({'a': 4, 'b': 4}, 2.0)]
-
-    Raises ValueError where the two tables differ in layers or bits, or hold a number that is
-    negative or not finite.
     """
     _check(noise, cost)
     costs, noises = np.zeros(1), np.zeros(1)
@@ -151,12 +159,21 @@ def pareto_front(noise: _Table, cost: _Table) -> list[Choice]:
 def allocate(noise: _Table, cost: _Table, budget: float) -> Choice:
     """The bits with the least noise whose cost is within the budget.
 
+    Args:
+        noise: as in ``pareto_front``.
+        cost: as in ``pareto_front``.
+        budget: in the unit of ``cost``.
+
+    Returns:
+        The choice.
+
+    Raises:
+        ValueError: as ``pareto_front``, and where even the cheapest choice costs more.
+
     >>> noise = {"a": {2: 9.0, 4: 1.0}, "b": {2: 3.0, 4: 1.0}}
     >>> cost = {"a": {2: 2, 4: 4}, "b": {2: 2, 4: 4}}
     >>> allocate(noise, cost, budget=7).bits
     {'a': 4, 'b': 2}
-
-    Raises ValueError where even the cheapest choice costs more.
     """
     front = pareto_front(noise, cost)
     paid = [choice for choice in front if choice.cost <= budget]

@@ -111,7 +111,17 @@ def reconstruction_error(
     bias: Tensor | None = None,
     activation: Activation | None = None,
 ) -> float:
-    """Mean of (f_a(y) - f_a(W x + b))^2 over rows and outputs; shapes as in ``adaround``.
+    """Mean of (f_a(y) - f_a(W x + b))^2 over rows and outputs.
+
+    Args:
+        weight: as in ``adaround``, as are all others.
+        x: what the layer reads.
+        y: what it should give.
+        bias: b, by default 0.
+        activation: f_a, by default none.
+
+    Returns:
+        The error.
 
     >>> reconstruction_error(torch.eye(2), torch.eye(2), torch.zeros(2, 2))
     0.5
@@ -131,6 +141,17 @@ def stochastic_rounding(
     seed: int = 0,
 ) -> Tensor:
     """Round up with the probability W / s - floor(W / s), else down: right on average.
+
+    Args:
+        weight: float, any shape.
+        scale: as in ``minq.affine.quantize``, as are the next three.
+        zero_point: of the same shape.
+        grid: the integers.
+        axis: of the channels, where they have scales of their own.
+        seed: of the random numbers.
+
+    Returns:
+        Weights on the grid, in the shape and dtype of ``weight``.
 
     >>> stochastic_rounding(torch.full((4,), 0.6), torch.tensor(0.5), seed=1).mean() >= 0.5
     tensor(True)

@@ -23,10 +23,15 @@ from minq.ptq import equalize
 
 
 def smooth(gm: fx.GraphModule, data: Any, *, alpha: float = 0.5) -> fx.GraphModule:
-    """Smooth the output of every layer norm that linear layers read; ``gm`` is changed, returned.
+    """Smooth the output of every layer norm that linear layers read.
 
-    gm: a captured graph without quantizers. data: what to measure the activations on, a batch or
-        several. alpha: see ``equalize.smoothing_scales``.
+    Args:
+        gm: a captured graph without quantizers; it is changed.
+        data: what to measure the activations on, a batch or several.
+        alpha: see ``equalize.smoothing_scales``.
+
+    Returns:
+        ``gm`` itself.
     """
     sites = {node: _readers(node) for node in gm.graph.nodes if _scalable(gm, node)}
     sites = {node: readers for node, readers in sites.items() if readers}

@@ -27,6 +27,12 @@ ZETA, GAMMA = 1.1, -0.1  # h(V) reaches 0 and 1 at a finite V, where its gradien
 def rectified_sigmoid(v: Tensor) -> Tensor:
     """h(V) = clamp(sigmoid(V) (zeta - gamma) + gamma; 0, 1): how far up each weight goes.
 
+    Args:
+        v: V, any shape.
+
+    Returns:
+        h, of the same shape.
+
     >>> rectified_sigmoid(torch.tensor([-9.0, 0.0, 9.0]))
     tensor([0.0000, 0.5000, 1.0000])
     """
@@ -35,6 +41,14 @@ def rectified_sigmoid(v: Tensor) -> Tensor:
 
 def initial_v(weight: Tensor, scale: Tensor, *, axis: int | None = None) -> Tensor:
     """The V that starts at the weights themselves: h(V) = W / s - floor(W / s).
+
+    Args:
+        weight: W, any shape.
+        scale: s, one number, or one for each index of ``axis``.
+        axis: of the channels.
+
+    Returns:
+        V, in the shape of ``weight``.
 
     >>> rectified_sigmoid(initial_v(torch.tensor([1.25, -0.25]), torch.tensor(0.5)))
     tensor([0.5000, 0.5000])
@@ -61,6 +75,17 @@ def soft_quantize(
 ) -> Tensor:
     """W~ = s [clamp(floor(W / s) + h(V) + z; n, p) - z], eq. (34); differentiable in V.
 
+    Args:
+        weight: W, any shape.
+        v: V, in the shape of ``weight``.
+        scale: s, one number, or one for each index of ``axis``.
+        zero_point: z, of the shape of ``scale``.
+        grid: the integers n to p.
+        axis: of the channels.
+
+    Returns:
+        W~, in the shape of ``weight``.
+
     >>> soft_quantize(torch.tensor([0.6, 0.6]), torch.tensor([-9.0, 0.0]), torch.tensor(0.5))
     tensor([0.5000, 0.7500])
     """
@@ -71,6 +96,13 @@ def soft_quantize(
 
 def regularizer(v: Tensor, beta: float) -> Tensor:
     """f_reg = sum 1 - |2 h(V) - 1|^beta: 0 where every h is 0 or 1, eq. (34).
+
+    Args:
+        v: V, any shape.
+        beta: the exponent.
+
+    Returns:
+        One number, a tensor of shape ().
 
     >>> regularizer(torch.tensor([-9.0, 0.0, 9.0]), beta=2.0)
     tensor(1.)
@@ -84,6 +116,16 @@ def annealed_beta(
     """The exponent of the regularizer: half a cosine from ``start`` to ``end`` after warm-up.
 
     A large beta only touches weights that have nearly decided; a small one pushes all of them.
+
+    Args:
+        step: from 0 to ``steps`` - 1.
+        steps: how many there are.
+        warm_start: the share of steps before beta falls.
+        start: beta until then.
+        end: beta in the last step.
+
+    Returns:
+        beta.
 
     >>> [annealed_beta(step, 101) for step in (0, 20, 60, 100)]
     [20.0, 20.0, 11.0, 2.0]
@@ -113,8 +155,17 @@ def adaround_gradient(
 ) -> Tensor:
     """The same task as the paper solves it, eq. (34), (35): Adam on V, with a falling beta.
 
-    Each step sees ``batch`` rows, drawn by a generator of its own from ``seed``; ``progress`` gets
-    the step and its loss. Everything else is as in ``adaround``.
+    Args:
+        weight: as in ``adaround``, as is all that is not named here.
+        steps: of Adam.
+        batch: rows in a step.
+        lr: Adam's learning rate.
+        penalty: the factor of the regularizer.
+        seed: of the generator that draws the rows.
+        progress: gets each step and its loss.
+
+    Returns:
+        Weights on the grid, in the shape of ``weight``.
     """
     task = RoundingTask(weight, x, y, scale, zero_point, grid, bias, activation)
     rows = task.x.shape[1]

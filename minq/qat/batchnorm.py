@@ -302,13 +302,20 @@ def batch_norms(gm: nn.Module) -> dict[str, _BatchNorm]:
 
 @torch.no_grad()
 def reestimate(gm: nn.Module, batches: Iterable[Any]) -> nn.Module:
-    """Replace running statistics by their mean over some batches; ``gm`` is changed and returned.
+    """Replace running statistics by their mean over some batches.
 
     While the weights move, the running statistics lag behind them, and rounded weights jump. After
-    training both stand still. batches: what the network is called with, with or without labels
-    behind it. Nothing else changes: ranges and weights do not.
+    training both stand still. Nothing else changes: ranges and weights do not.
 
-    Raises ValueError where there is no batch.
+    Args:
+        gm: a network in training; it is changed.
+        batches: what the network is called with, with or without labels behind it.
+
+    Returns:
+        ``gm`` itself.
+
+    Raises:
+        ValueError: there is no batch.
     """
     batches = iter(batches)
     if (first := next(batches, None)) is None:

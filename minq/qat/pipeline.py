@@ -130,6 +130,9 @@ def parameter_groups(
         range_lr: of the scales' logarithms, by default ``lr``; a zero-point moves on a grid of
             p - n steps, so its learning rate is that many times higher.
         weight_decay: of weights only.
+
+    Returns:
+        What ``torch.optim`` takes: {"params", "lr", "weight_decay"} for each group that trains.
     """
     range_lr = lr if range_lr is None else range_lr
     mine, scales, zero_points = set(), [], {}

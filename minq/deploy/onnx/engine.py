@@ -28,11 +28,19 @@ PROVIDERS = ["CPUExecutionProvider"]
 def load(path: str | Path, *, threads: int | None = None, fuse: bool = True) -> OnnxNetwork:
     """The network of a file that ``to_onnx`` wrote, to be called as the original.
 
-    threads: how many work on one call; by default as many as ONNX Runtime finds cores.
-    fuse: let ONNX Runtime replace patterns by integer kernels. Without, it computes operator by
-        operator, in float between the QuantizeLinear.
+    Args:
+        path: of the file.
+        threads: how many work on one call; by default as many as ONNX Runtime finds cores.
+        fuse: let ONNX Runtime replace patterns by integer kernels. Without, it computes operator by
+            operator, in float between the QuantizeLinear.
 
-    Raises FileNotFoundError, and ValueError for a file that is damaged, cut short or foreign.
+    Returns:
+        The network; tensors in, tensors out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, cut short, or was not written by ``to_onnx``.
+        ImportError: there is no onnxruntime.
     """
     return OnnxNetwork(path, threads=threads, fuse=fuse)
 
@@ -42,6 +50,15 @@ def fused(path: str | Path) -> Counter[str]:
 
     Integer kernels are called QLinearConv, QGemm, QLinearAdd, ...; what is left of QuantizeLinear
     and DequantizeLinear shows where the network changes between integers and float.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Operators by name, with their number.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as ``load``.
     """
     sealed.read(path)
     with tempfile.TemporaryDirectory() as folder:
