@@ -138,7 +138,7 @@ def layer_costs(
         TypeError: for a module that was not captured.
         ValueError: for an example that does not fit it.
 
-    >>> import minq
+    >>> import minq, torch
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
     >>> gm = minq.insert_quantizers(minq.capture(model, torch.zeros(2, 3, 8, 8)), weights=4)
