@@ -80,6 +80,19 @@ def grid_limits(
 ) -> tuple[Array, Array]:
     """The real numbers at the two ends of the grid: q_min = s (n - z), q_max = s (p - z).
 
+    Args:
+        scale: s, positive, any shape.
+        zero_point: z, whole, of the same shape.
+        bits: of the grid, as are the next two; see ``scale_zero_point``.
+        signed: whether its integers go below 0.
+        narrow_range: leave out the lowest integer.
+
+    Returns:
+        q_min and q_max, of the shape of ``scale``.
+
+    Raises:
+        TypeError, ValueError: a scale that is not positive, a zero-point off the grid.
+
     >>> q_min, q_max = grid_limits(0.5, 3, bits=4)
     >>> float(q_min), float(q_max)
     (-1.5, 6.0)

@@ -45,6 +45,15 @@ class Granularity:
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that scale and zero_point have for data of ``shape``.
 
+        Args:
+            shape: of the data.
+
+        Returns:
+            (), (channels,), (groups,) or (channels, groups).
+
+        Raises:
+            ValueError: the data have no such axis.
+
         >>> Granularity().scale_shape((64, 32, 3, 3)), Granularity(group=4).scale_shape((10,))
         ((), (3,))
         >>> Granularity(axis=0, group=128).scale_shape((64, 32, 3, 3))
@@ -60,7 +69,14 @@ class Granularity:
 
         Args:
             v: of ``scale_shape(shape)``, or a single number.
+            shape: of the data.
             name: what an error calls it.
+
+        Returns:
+            A view of ``v``, or each of its values repeated for a group.
+
+        Raises:
+            ValueError: ``v`` has another shape.
 
         >>> Granularity(axis=1).align(np.array([1.0, 2.0]), (3, 2, 5)).shape
         (1, 2, 1)
@@ -88,7 +104,13 @@ class Granularity:
         return xp.moveaxis(xp.reshape(v, (shape[axis], *others)), 0, axis)
 
     def split(self, x: Array) -> list[Array]:
-        """x as rows that share a scale: one array (rows, values), and one more of shorter groups.
+        """x as rows that share a scale.
+
+        Args:
+            x: data of any shape.
+
+        Returns:
+            One array (rows, values), and one more where the last group of a channel is shorter.
 
         >>> [part.tolist() for part in Granularity(group=2).split(np.arange(5))]
         [[[0, 1], [2, 3]], [[4]]]
@@ -108,7 +130,14 @@ class Granularity:
         return [*parts, rows[:, whole:]] if whole < rows.shape[1] else parts
 
     def join(self, parts: list[Array], shape: tuple[int, ...]) -> Array:
-        """One value for each row of ``split(x)``, together again in ``scale_shape(x.shape)``.
+        """One value for each row of ``split(x)``, together again.
+
+        Args:
+            parts: (rows, 1), one for each array of ``split(x)``.
+            shape: of x.
+
+        Returns:
+            The values in ``scale_shape(shape)``.
 
         >>> Granularity(group=2).join([np.array([[0.5], [2.5]]), np.array([[4.0]])], (5,))
         array([0.5, 2.5, 4. ])

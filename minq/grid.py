@@ -31,6 +31,12 @@ Rounding = Callable[[Array], Array]
 def round_half_even(x: Array) -> Array:
     """The nearest integer, ties to the even one; its gradient is 0 almost everywhere.
 
+    Args:
+        x: float, any shape.
+
+    Returns:
+        Whole numbers in the dtype of x.
+
     >>> round_half_even(np.array([0.5, 1.5, 2.5, -0.5]))
     array([ 0.,  2.,  2., -0.])
     """
@@ -42,6 +48,12 @@ def round_straight_through(x: Array) -> Array:
 
     The value is exactly ``round(x)``: x and its rounding are so close that their difference, and
     the sum with x again, are free of error. Autograd sees only the first x.
+
+    Args:
+        x: a float tensor, any shape.
+
+    Returns:
+        Whole numbers in the dtype of x.
 
     >>> import torch
     >>> x = torch.tensor(1.7, requires_grad=True)
@@ -196,6 +208,14 @@ def integer_grid(bits: int | Grid, *, signed: bool = False, narrow_range: bool =
     Unsigned: [0, 2^b - 1]. Signed: [-2^(b-1), 2^(b-1) - 1]. Signed with a narrow range: the lowest
     level is given up so that the grid is its own mirror image, [-(2^(b-1) - 1), 2^(b-1) - 1].
     A ``Grid`` in place of bits is what it is, whatever the flags say.
+
+    Args:
+        bits: b, from 1 to 16, or a grid.
+        signed: whether its integers go below 0.
+        narrow_range: leave out the lowest one.
+
+    Returns:
+        The grid.
 
     Raises:
         ValueError: ``bits`` is not from 1 to 16, or 1 on a signed grid (it would hold no positive

@@ -32,13 +32,16 @@ from minq.scheme import Scheme
 def insert_quantizers(
     gm: fx.GraphModule, scheme: Scheme | None = None, **settings: Any
 ) -> fx.GraphModule:
-    """Put quantizers into a captured graph; ``gm`` is changed and returned. All of them are off.
+    """Put quantizers into a captured graph. All of them are off.
 
     Quantizers are submodules, ``features.0.0.weight_quantizer`` and ``features.0.2.quantizer``.
 
     Args:
-        gm: what ``minq.capture`` returns.
+        gm: what ``minq.capture`` returns; it is changed.
         scheme, settings: a ``minq.Scheme``, or its fields one by one.
+
+    Returns:
+        ``gm`` itself.
 
     Raises:
         ValueError: a pattern of ``skip`` or ``layers`` fits nothing, or weights that share one

@@ -18,6 +18,16 @@ ACCESS_PJ = {"sram_8k": 10.0, "sram_32k": 20.0, "sram_1m": 100.0, "dram": 1300.0
 def add_energy(bits: int, *, floating: bool = False) -> float:
     """Joules for one addition. Integer widths not in the table: 32-bit energy x bits / 32, ours.
 
+    Args:
+        bits: of both summands.
+        floating: whether they are floats.
+
+    Returns:
+        Joules.
+
+    Raises:
+        ValueError: for floats of other than 16 or 32 bits.
+
     >>> round(add_energy(32) * 1e12, 3), round(add_energy(24) * 1e12, 3)
     (0.1, 0.075)
     """
@@ -32,6 +42,17 @@ def multiply_energy(weight_bits: int, activation_bits: int, *, floating: bool = 
     An integer multiplier of p x q bits adds up p q one-bit products. Widths that are not in the
     table are **our extrapolation** by that area from 8 x 8 bits; for 32 x 32 it would give 3.2 pJ
     where the table says 3.1.
+
+    Args:
+        weight_bits: of one factor.
+        activation_bits: of the other.
+        floating: whether they are floats.
+
+    Returns:
+        Joules.
+
+    Raises:
+        ValueError: for floats of other than 16 or 32 bits, or of two widths.
 
     >>> [round(multiply_energy(*bits) * 1e12, 3) for bits in ((8, 8), (4, 8), (4, 4))]
     [0.2, 0.1, 0.05]
@@ -53,7 +74,17 @@ def _float_energy(table: Mapping[Any, float], bits: int | None) -> float:
 
 
 def access_energy(bits: float, memory: str) -> float:
-    """Joules to move ``bits`` bits between the array and a memory of ``ACCESS_PJ``.
+    """Joules to move ``bits`` bits between the array and a memory.
+
+    Args:
+        bits: how many.
+        memory: one of ``ACCESS_PJ``, such as "dram".
+
+    Returns:
+        Joules.
+
+    Raises:
+        ValueError: for a memory that is not known.
 
     >>> access_energy(64, "dram") / access_energy(64, "sram_8k")
     130.0

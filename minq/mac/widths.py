@@ -12,6 +12,13 @@ from minq.mac.products import linear_operands
 def bits_for(low: int, high: int) -> int:
     """The smallest two's complement width that holds ``low`` and ``high``.
 
+    Args:
+        low: an integer.
+        high: another.
+
+    Returns:
+        Bits.
+
     >>> bits_for(-128, 127), bits_for(0, 128), bits_for(0, 0)
     (8, 9, 1)
     """
@@ -29,8 +36,19 @@ def accumulator_bits(
 ) -> int:
     """Bits that no weights and inputs of these widths can overflow: K times the extreme products.
 
-    ``bias``: the largest magnitude it may have. Since each product's range contains 0, the bound
-    holds for every partial sum, in any order. Grows by one bit each time K doubles.
+    Since each product's range contains 0, the bound holds for every partial sum, in any order. It
+    grows by one bit each time K doubles.
+
+    Args:
+        n_inputs: K.
+        weight_bits: of the weights.
+        activation_bits: of the inputs.
+        weight_signed: whether weights go below 0.
+        activation_signed: whether inputs do.
+        bias: the largest magnitude it may have.
+
+    Returns:
+        Bits.
 
     >>> accumulator_bits(1), accumulator_bits(64 * 3 * 3), accumulator_bits(576, weight_bits=4)
     (16, 26, 22)
@@ -51,8 +69,17 @@ def accumulator_bits_of(
 ) -> int:
     """Bits that no input can overflow, given these weights: the worst input of every output row.
 
-    weight: (N, M) integers. The largest sum pairs positive weights with the largest input and
-    negative weights with the smallest; it also bounds every partial sum.
+    The largest sum pairs positive weights with the largest input and negative weights with the
+    smallest; it also bounds every partial sum.
+
+    Args:
+        weight: integers, (N, M).
+        activation_bits: of the inputs.
+        activation_signed: whether inputs go below 0.
+        bias: integers, (N,), or None for 0.
+
+    Returns:
+        Bits.
 
     >>> accumulator_bits_of([[1, -2, 3]], activation_bits=8), accumulator_bits(3)
     (11, 18)

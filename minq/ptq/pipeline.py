@@ -177,10 +177,13 @@ def calibrate(
     Each layer sees the inputs that the layers before it, already quantized, now give it.
 
     Args:
-        gm: with quantizers, whose weights have their ranges; it is changed and returned.
+        gm: with quantizers, whose weights have their ranges; it is changed.
         batches: from ``minq.graph.batches.batches_of``.
         exact: the parameters of the full-precision network.
         rounding, checkpoint, progress: see ``ptq``.
+
+    Returns:
+        ``gm`` itself.
     """
     store = Store(checkpoint, gm, batches, rounding)
     walk = Walk(gm, batches, dict(exact))
