@@ -153,8 +153,8 @@ class Widget:
         return hashlib.sha256(ask(self.root, SNAPSHOT).encode()).hexdigest()
 
     def sliders(self) -> list[Slider]:
-        """The sliders a reader could move: visible and enabled."""
-        inputs = self.root.locator("input[type=range]").all()
+        """The sliders a reader could move: visible, enabled, and not in a figure that is shut."""
+        inputs = self.root.locator("input[type=range]:not([inert] *)").all()
         return [Slider(i) for i in inputs if i.is_visible() and i.is_enabled()]
 
     def slider(self, name: str) -> Slider:

@@ -33,9 +33,10 @@ def figure(widget):
 
 
 def is_shut(widget):
-    hidden = figure(widget).locator("svg").first.evaluate("e => getComputedStyle(e).visibility")
-    assert (hidden == "hidden") == figure(widget).evaluate("f => f.inert")
-    return hidden == "hidden"
+    hidden = is_hidden(figure(widget).locator(".mq-readouts"))
+    assert hidden == figure(widget).evaluate("f => f.inert")
+    assert not is_hidden(figure(widget).locator("svg").first)
+    return hidden
 
 
 def said(widget):

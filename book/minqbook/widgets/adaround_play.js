@@ -217,7 +217,7 @@ export default {
         lines.map((text, k) =>
           svg("text", { class: "mq-halo mq-purple mq-tick", x: x(a), y: y(b) + 13 * k, "text-anchor": "middle" }, text),
         );
-      p.layer("dots").replaceChildren(
+      p.layer("dots", "mq-answer").replaceChildren(
         curveOf("mq-soft mq-thin mq-dashed", `M${x(0)} ${y(0)}L${x(1)} ${y(1)}`),
         ...words(0.25, 0.78, ["up, though", "down is nearer"]), ...words(0.75, 0.28, ["down, though", "up is nearer"]),
         dot("mq-grey", lost), dot("mq-blue", near), dot("mq-purple", far, size + 1.5, 0.9),
@@ -265,12 +265,12 @@ export default {
       // The two curves are named where they are far from each other: before they meet.
       const third = Math.round(0.45 * steps), softAt = clamp(cut(rel(R.soft[third])) - 9, p.top + 20, p.bottom - 6);
       const hardAt = Math.min(cut(Math.min(...hard.slice(third, third + Math.round(0.2 * steps)))) + 17, softAt - 16);
-      p.layer("draws").replaceChildren(
+      p.layer("draws", "mq-answer").replaceChildren(
         svg("path", { class: "mq-area mq-fill", d: bars }),
         tag(p.right + 8, y(Math.max(...random)) - 19, "mq-soft mq-tick", `${DRAWS} random`),
         tag(p.right + 8, y(Math.max(...random)) - 6, "mq-soft mq-tick", "roundings"),
       );
-      p.layer("curves").replaceChildren(
+      p.layer("curves", "mq-answer").replaceChildren(
         svg("line", { class: "mq-grid", x1: warm, x2: warm, y1: p.top, y2: p.bottom }),
         tag(p.left + 3, p.bottom - 6, "mq-soft mq-tick", "warm-up"),
         curveOf("mq-ink mq-dashed", `M${p.left} ${level}H${p.width - 6}`),

@@ -150,7 +150,7 @@ export default {
         svg("path", { class: "mq-area mq-fill", d: histogramPath(counts, ...range, x, y) }),
         svg(
           "g",
-          { "clip-path": p.clip },
+          { class: "mq-answer", "clip-path": p.clip },
           svg("path", { class: "mq-area mq-blue", opacity: 0.13, d: histogramPath(after, ...range, x, y) }),
           pathOf("mq-blue", histogramPath(after, ...range, x, y)),
         ),
@@ -193,7 +193,7 @@ export default {
         );
       const moved = g.measured - shift, tip = Math.min(7, Math.abs(gap));
       const words = corrected ? "corrected: no shift" : `shift ${fmt(moved)}`;
-      p.layer("means").replaceChildren(
+      p.layer("means", "mq-answer").replaceChildren(
         line("mq-ink", m0),
         line("mq-blue mq-dashed", m1),
         name(m0, "mq-ink", `E[y] ${fmt(g.mean)}`, -side),
@@ -240,7 +240,7 @@ export default {
         y: p.bottom,
       });
       const from = x(slots) - Math.max(14, 0.9 * wide);
-      p.layer("terms").replaceChildren(
+      p.layer("terms", "mq-answer").replaceChildren(
         svg("line", { class: "mq-axis", x1: p.left, x2: p.right, y1: y(0), y2: y(0) }),
         svg("path", {
           class: "mq-area mq-red",
@@ -281,7 +281,7 @@ export default {
         `${y(0).toFixed(1)}H${(xs(j + 1) - pad).toFixed(1)}V${y(v).toFixed(1)}H${(xs(j) + pad).toFixed(1)}Z`;
       p.axisY(y, { label: "shift, in standard deviations of y", ticks: 4 });
       const every = Math.ceil(24 / wide);
-      p.layer("bars").replaceChildren(
+      p.layer("bars", "mq-answer").replaceChildren(
         svg("line", { class: "mq-axis", x1: p.left, x2: p.right, y1: y(0), y2: y(0) }),
         svg("rect", {
           class: "mq-area mq-green",

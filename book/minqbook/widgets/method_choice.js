@@ -191,7 +191,7 @@ export default {
           );
         }
       });
-      p.layer("rows").replaceChildren(...marks);
+      p.layer("rows", "mq-answer").replaceChildren(...marks);
 
       // Words.
       const accuracy = best ? best.row[best.method][0] : null;

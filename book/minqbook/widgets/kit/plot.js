@@ -126,12 +126,13 @@ function definitions(clip, hatch, frame) {
 export function plot(w, { height = 200, margin = {}, label = "", grow = 1, min = 220 } = {}) {
   const m = { top: 14, right: 14, bottom: 38, left: 44, ...margin };
   const hatch = unique("hatch"), clip = unique("clip"), frame = svg("rect");
-  const scene = svg("g", { "aria-hidden": "true" }), front = svg("g"), layers = new Map();
+  const scene = svg("g", { class: "mq-scene", "aria-hidden": "true" }), front = svg("g"), layers = new Map();
   const parts = [definitions(clip, hatch, frame), scene, front];
   const picture = svg("svg", { class: "mq-svg", role: "img", "aria-label": label }, parts);
   const p = { el: holderOf(grow, min, picture), svg: picture, hatch: `url(#${hatch})`, clip: `url(#${clip})` };
-  p.layer = name => {
-    if (!layers.has(name)) layers.set(name, scene.appendChild(svg("g", { class: `mq-${name}` })));
+  /** A group to draw in; p.layer("dots", "mq-answer") is not seen before the figure's question is answered. */
+  p.layer = (name, kind = "") => {
+    if (!layers.has(name)) layers.set(name, scene.appendChild(svg("g", { class: `mq-${name} ${kind}`.trim() })));
     return layers.get(name);
   };
   /** What the picture shows, in words; it changes with the picture. */

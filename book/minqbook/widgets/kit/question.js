@@ -160,7 +160,8 @@ export function ask(model, root) {
     form.focus();
   });
   const buttons = [formButton("Commit"), formButton("Skip", () => commit({ skipped: true }))];
-  const asking = h("div", { class: "mq-ask" }, form.nodes, h("div", { class: "mq-buttons" }, buttons));
+  const wait = h("p", { class: "mq-wait" }, "The figure opens when you have committed an answer, or skipped.");
+  const asking = h("div", { class: "mq-ask" }, form.nodes, h("div", { class: "mq-buttons" }, buttons), wait);
   const telling = answerSide(q, again);
   const sides = h("div", { class: "mq-stack" }, asking, telling.node);
   const live = h("p", { class: "mq-hidden", role: "status" });
@@ -188,6 +189,8 @@ export function ask(model, root) {
     show(true);
   };
   const commit = answer => {
+    sides.style.minHeight = `${sides.getBoundingClientRect().height}px`; // "Skipped." is short
+    addEventListener("resize", () => { sides.style.minHeight = ""; }, { once: true });
     close(answer);
     kept.write(q, answer);
     again.focus({ preventScroll: true });
