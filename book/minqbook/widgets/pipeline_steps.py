@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -71,21 +71,30 @@ class PipelineSteps(Widget):
         "switch is worth from there.",
         **traits: Any,
     ) -> None:
-        results = list(results)
-        if not results:
-            raise ValueError("results are empty; pass one record for each combination measured")
-        for i, record in enumerate(results):
-            if not isinstance(record, Mapping) or not isinstance(record.get("steps"), Mapping):
-                raise TypeError(
-                    f'results[{i}] must be a dict with "steps": {{step: option}} and numbers, '
-                    f"not {record!r}"
-                )
+        results = _checked(results)
         chain = _chain(results, steps)
         self._options = {key: [o for o, _ in options] for key, _, options in chain}
         names = list(dict.fromkeys(k for record in results for k in record if k != "steps"))
         described = named_metrics(metrics, names)
         keys = [m["key"] for m in described]
+        found = self._found(results, keys)
+        first = [0] * len(chain)
+        super().__init__(
+            chain=[{"key": k, "label": a, "options": [b for _, b in o]} for k, a, o in chain],
+            records=[{"at": list(at), "values": values} for at, values in found.items()],
+            metrics=described,
+            levels=_levels(fp32 or {}, keys),
+            naive=self._naive(naive, found, first),
+            choice=first if start is None else self._index(start, "start"),
+            metric=keys[0] if metric is None else metric,
+            alt=alt,
+            **traits,
+        )
 
+    def _found(
+        self, results: Sequence[Mapping[str, Any]], keys: Sequence[str]
+    ) -> dict[tuple[int, ...], list[float | None]]:
+        """What was measured, by the places of the options: a value or None for each metric."""
         found: dict[tuple[int, ...], list[float | None]] = {}
         for i, record in enumerate(results):
             at = tuple(self._index(record["steps"], f"results[{i}]"))
@@ -101,35 +110,21 @@ class PipelineSteps(Widget):
         for i, key in enumerate(keys):
             if all(values[i] is None for values in found.values()):
                 raise ValueError(f"no record has a value of {key!r}; leave it out of metrics")
+        return found
 
-        first = [0] * len(chain)
-        if naive is not None:
-            base = self._index(naive, "naive")
-            if tuple(base) not in found:
-                raise ValueError(f"naive={dict(naive)} was not measured; choose a record's steps")
-        else:
-            base = first if tuple(first) in found else []
-        fp32 = dict(fp32 or {})
-        if unknown := [k for k in fp32 if k not in keys]:
-            raise ValueError(f"fp32 has {unknown[0]!r}, but the metrics are {', '.join(keys)}")
-        levels: list[Any] = []
-        for key in keys:
-            level = fp32.get(key)
-            infinite = isinstance(level, Real) and math.isinf(level)
-            levels.append(
-                "inf" if infinite else None if level is None else number(level, f"fp32[{key!r}]")
-            )
-        super().__init__(
-            chain=[{"key": k, "label": a, "options": [b for _, b in o]} for k, a, o in chain],
-            records=[{"at": list(at), "values": values} for at, values in found.items()],
-            metrics=described,
-            levels=levels,
-            naive=base,
-            choice=first if start is None else self._index(start, "start"),
-            metric=keys[0] if metric is None else metric,
-            alt=alt,
-            **traits,
-        )
+    def _naive(
+        self,
+        naive: Mapping[str, Any] | None,
+        found: Mapping[tuple[int, ...], Any],
+        first: list[int],
+    ) -> list[int]:
+        """What others are compared with: by default the first option of each step, if measured."""
+        if naive is None:
+            return first if tuple(first) in found else []
+        base = self._index(naive, "naive")
+        if tuple(base) not in found:
+            raise ValueError(f"naive={dict(naive)} was not measured; choose a record's steps")
+        return base
 
     @property
     def combination(self) -> dict[str, Any]:
@@ -181,6 +176,34 @@ class PipelineSteps(Widget):
 def _same(a: Any, b: Any) -> bool:
     """Equal, and of one kind: True is not 1."""
     return isinstance(a, bool) == isinstance(b, bool) and a == b
+
+
+def _checked(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The records, each with the steps that it belongs to."""
+    records = list(results)
+    if not records:
+        raise ValueError("results are empty; pass one record for each combination measured")
+    for i, record in enumerate(records):
+        if not isinstance(record, Mapping) or not isinstance(record.get("steps"), Mapping):
+            raise TypeError(
+                f'results[{i}] must be a dict with "steps": {{step: option}} and numbers, '
+                f"not {record!r}"
+            )
+    return records
+
+
+def _levels(fp32: Mapping[str, float], keys: Sequence[str]) -> list[Any]:
+    """What full precision has of each metric, as JSON can carry it: a number, "inf" or None."""
+    if unknown := [k for k in fp32 if k not in keys]:
+        raise ValueError(f"fp32 has {unknown[0]!r}, but the metrics are {', '.join(keys)}")
+    levels: list[Any] = []
+    for key in keys:
+        level = fp32.get(key)
+        infinite = isinstance(level, Real) and math.isinf(level)
+        levels.append(
+            "inf" if infinite else None if level is None else number(level, f"fp32[{key!r}]")
+        )
+    return levels
 
 
 def _chain(results: Sequence[Mapping[str, Any]], steps: Mapping[str, Any] | None) -> list[Any]:
