@@ -29,6 +29,7 @@ _HOME = {
     "TwoPaths": "two_paths",
     "OutlierMap": "outlier_map",
     "NumberGrids": "number_grids",
+    "OwnPicture": "own_picture",
     "Question": "question",
 }
 __all__ = list(_HOME)
