@@ -29,7 +29,7 @@ import parts  # noqa: E402
 
 logger = logging.getLogger(__name__)
 PART = "onnxruntime-web"
-HOME = "_static/live/picture"
+HOME = "live/picture/"  # in _static, where the scripts of the widgets are
 WIDGET = "minqbook.widgets.own_picture.OwnPicture"
 MAKERS = ("torch", "onnx", "onnxscript", "onnxruntime", "scikit-image", "scikit-learn", "pillow")
 
@@ -110,14 +110,14 @@ def name_parts(app, pagename, templatename, context, doctree) -> None:
     files = app.env.nb_metadata.get(pagename, {}).get("js_files", {})
     _, state = files.get("ipywidgets_state", (None, {"body": ""}))
     if app.minq_picture and WIDGET in state["body"]:
-        content = json.dumps({"base": f"{HOME}/", "parts": app.minq_picture[1]})
+        content = json.dumps({"base": HOME, "parts": app.minq_picture[1]})
         tag = f'<meta name="minq-parts" content="{html.escape(content)}">'
         context["metatags"] = context.get("metatags", "") + tag
 
 
 def copy(app, exception) -> None:
     if exception is None and getattr(app, "minq_picture", None):
-        target = Path(app.outdir) / HOME
+        target = Path(app.outdir) / "_static" / HOME
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(app.minq_picture[0], target)
 

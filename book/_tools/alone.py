@@ -21,14 +21,15 @@ ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "book" / "_assets"
 PAGE = """<!doctype html><html lang="en" data-theme="{theme}">
 <meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>One widget</title><link rel="icon" href="data:,"><body><main class="bd-article">
+<title>One widget</title><link rel="icon" href="data:,">{head}<body><main class="bd-article">
 <script type="application/vnd.jupyter.widget-view+json">{view}</script></main>
 <script type="application/vnd.jupyter.widget-state+json">{state}</script>{scripts}
 </body></html>"""
 
 
-def write_page(widget: Any, folder: Path, theme: str = "light") -> Path:
-    """``widget.html`` in the folder, with the book's own player beside it."""
+def write_page(widget: Any, folder: Path, theme: str = "light", head: str = "") -> Path:
+    """``widget.html`` in the folder, with the book's own player beside it; ``head`` goes into its
+    head."""
     data = embed_data(views=[widget], drop_defaults=False)
     scripts = sorted(ASSETS.glob("widgets*.js"))
     for script in scripts:
@@ -37,6 +38,7 @@ def write_page(widget: Any, folder: Path, theme: str = "light") -> Path:
     page.write_text(
         PAGE.format(
             theme=theme,
+            head=head,
             view=json.dumps(data["view_specs"][0]),
             state=json.dumps(data["manager_state"]).replace("</", "<\\/"),
             scripts="".join(f'<script defer src="{s.name}"></script>' for s in scripts),

@@ -196,7 +196,8 @@ def cut(path: Path) -> str:
     """The deck of one built page."""
     soup = BeautifulSoup(path.read_text("utf-8"), "html.parser")
     article = soup.select_one("article.bd-article > section") or soup.select_one("article section")
-    head = soup.select('head link:is([rel="stylesheet"], [rel~="icon"])') + [
+    kept = 'link:is([rel="stylesheet"], [rel~="icon"]), meta[name="minq-parts"]'
+    head = soup.select(f"head :is({kept})") + [
         s for s in soup.find_all("script") if SCRIPTS.search(s.get("src", "") + s.get_text()[:400])
     ]
     head = [s for s in head if not s.get("type", "").startswith("application/")]

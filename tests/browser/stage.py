@@ -27,8 +27,9 @@ def stage(
     width: int = 800,
     touch: bool = False,
     skip: bool = True,
+    head: str = "",
 ) -> Iterator[Widget]:
-    write_page(widget, folder, "dark" if dark else "light")
+    write_page(widget, folder, "dark" if dark else "light", head)
     context = browser.new_context(
         viewport={"width": width, "height": 900},
         has_touch=touch,

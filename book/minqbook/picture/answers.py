@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
+import minq
 from minqbook.picture.networks import BITS, NETWORKS, prepared
 from minqbook.picture.samples import Sample, address, samples
 
@@ -44,8 +46,7 @@ class Files:
             exact = tensors["fp32"][site["fp32"]].astype(np.float64)
             for form in found:
                 held = tensors[form][site[form]["value"]].astype(np.float64)
-                error = exact - site[form]["scale"] * (held - site[form]["zero"])
-                found[form].append(10 * np.log10(np.square(exact).sum() / np.square(error).sum()))
+                found[form].append(minq.sqnr(exact, site[form]["scale"] * (held - site[form]["zero"])))
         return found
 
     def answer(self, sample: Sample) -> dict[str, Any]:
@@ -56,7 +57,10 @@ class Files:
             e = np.exp((y := self.logits(form, x)[0].astype(np.float64)) - y.max())
             first = np.argsort(-e, kind="stable")[:SHOWN]
             tops[form] = [[int(i), round(float(e[i] / e.sum()), 4)] for i in first]
-        rounded = {f: [round(v, 1) for v in found] for f, found in self.decibels(x).items()}
+        rounded = {
+            form: [round(v, 1) if math.isfinite(v) else None for v in found]  # JSON has no infinity
+            for form, found in self.decibels(x).items()
+        }
         return {"tops": tops, "sqnr": rounded}
 
 

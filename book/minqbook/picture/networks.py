@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def prepared(pixels: np.ndarray, network: Network) -> np.ndarray:
 
 
 @torch.no_grad()
-def in_form(name: str, form: str) -> fx.GraphModule:
+def in_forms(name: str, forms: Sequence[str] = tuple(BITS)) -> dict[str, fx.GraphModule]:
     """One of ``NETWORKS`` with folded batch norms, quantized as ``BITS`` says.
 
     Nearest rounding, a scale per channel, and layers left as they were trained: then each tensor
@@ -77,21 +78,16 @@ def in_form(name: str, form: str) -> fx.GraphModule:
     if name == "efficientnet_lite0":
         model, calibration = zoo.efficientnet_lite0_model(), zoo.photo_crops(count)
     else:
-        model = zoo.load(name)
-        calibration = zoo.calibration_set(name, count)
+        model, calibration = zoo.load(name), zoo.calibration_set(name, count)
     floating = minq.fold_batch_norms(minq.capture(model, calibration[:2]))
-    if BITS[form] is None:
-        return floating
-    return minq.ptq(
-        floating,
-        calibration,
-        weights=BITS[form],
-        activations=8,
-        rounding="nearest",
-        per_channel=True,
-        equalize=False,
-        progress=False,
-    )
+    settings: dict[str, Any] = dict(activations=8, rounding="nearest", per_channel=True)
+    settings |= dict(equalize=False, progress=False)
+    return {
+        form: minq.ptq(floating, calibration, weights=BITS[form], **settings)
+        if BITS[form]
+        else floating
+        for form in forms
+    }
 
 
 def make(name: str, folder: Path) -> None:
@@ -102,12 +98,9 @@ def make(name: str, folder: Path) -> None:
     integers, their scale and their zero-point. Under ``looks``, for each form, what makes a file
     that also gives these: appended to its bytes, it is read as further outputs.
     """
-    network, made, sites, paths = NETWORKS[name], {}, {}, {}
-    for form in BITS:
-        made[form] = in_form(name, form)
-        paths[form] = minq.to_onnx(made[form], folder / f"{name}.{form}.onnx")
-        if form != "fp32":
-            sites[form] = _integers(paths[form])
+    network, made = NETWORKS[name], in_forms(name)
+    paths = {form: minq.to_onnx(made[form], folder / f"{name}.{form}.onnx") for form in made}
+    sites = {form: _integers(paths[form]) for form in made if BITS[form]}
     floats = _floats(made["fp32"], made["int8"], paths["fp32"], network)
     found = [
         {"name": readable(site), "fp32": floats[site], **{f: sites[f][site] for f in sites}}

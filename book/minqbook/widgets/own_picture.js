@@ -2,7 +2,7 @@
 import { h } from "./kit/elements.js";
 import { widget } from "./kit/figure.js";
 import { FORMS, likeliest, parting, race, size, weakest } from "./picture/answers.js";
-import { cards, drawDecibels, sayPlace, times as timesTable } from "./picture/cards.js";
+import { cards, drawDecibels, sayPlace, timesTable } from "./picture/cards.js";
 import { about, answer, compared, open, samplePixels, timed, weight } from "./picture/engine.js";
 import { pad } from "./picture/pad.js";
 import { available } from "./picture/parts.js";
@@ -16,6 +16,11 @@ const WITHOUT =
   "made. In a copy with the engine, your own picture goes here.";
 const BEFORE = "Stored answers. Nothing has been loaded yet.";
 
+/** Stored decibels; where nothing was lost there is no number. */
+const decibels = stored => Object.fromEntries(
+  Object.entries(stored?.sqnr ?? {}).map(([form, values]) => [form, values.map(v => v ?? Infinity)]),
+);
+
 async function imageOf(src) {
   const image = new Image();
   image.src = src;
@@ -26,7 +31,8 @@ async function imageOf(src) {
 export default {
   render({ model, el }) {
     const w = widget({ model, el }), { samples, networks } = w.get("stored");
-    const live = Boolean(available()), titles = Object.fromEntries(Object.entries(networks).map(([k, n]) => [k, n.title]));
+    const live = Boolean(available());
+    const titles = Object.fromEntries(Object.entries(networks).map(([key, n]) => [key, n.title]));
     // source: {sample: 0}, {drawn: true}, or {image, name}; state: what is shown of it
     let source = { sample: w.get("sample") }, known = null, at = null, turn = 0, loading = null;
     let state = { tops: {}, sqnr: {}, here: false };
@@ -47,7 +53,8 @@ export default {
     const sheet = pad({ onDrawn: () => changed({ drawn: true }) });
     const strip = h("div", { class: "mqp-strip", role: "group", "aria-label": "Pictures that stand ready" });
     const problem = h("p", { class: "mqp-problem", role: "alert" });
-    const file = h("input", { type: "file", accept: "image/*", class: "mq-hidden", tabindex: -1, "aria-label": "A picture file" });
+    const hidden = { class: "mq-hidden", tabindex: -1, "aria-label": "A picture file" };
+    const file = h("input", { type: "file", accept: "image/*", ...hidden });
     const lens = camera({
       onTaken: video => taken(() => squareOf(video, video.videoWidth, video.videoHeight, facts()), video, "the camera"),
       onProblem: text => tell(text),
@@ -62,13 +69,12 @@ export default {
     const again = w.button({ label: "Time them again", onClick: () => clock() });
     const status = h("p", { class: "mqp-note" }), result = cards();
     const left = h("div", { class: "mqp-left" }, sheet.el, strip, live ? own : null);
-    const right = h("div", { class: "mqp-right" }, result.el,
-      h("div", { class: "mq-buttons" }, live ? start.el : null, again.el), bar, problem, status);
-    w.add(left, right);
-    const chart = w.plot({ height: 190, margin: { top: 30 }, min: 260 });
-    const place = h("p", { class: "mqp-note" });
-    w.add(h("div", { class: "mqp-chart" }, chart.el, place), h("div", { class: "mqp-clock" }));
-    const clockBox = w.root.querySelector(".mqp-clock"), caption = w.caption();
+    const chart = w.plot({ height: 180, margin: { top: 30, bottom: 24 }, min: 260 });
+    const place = h("p", { class: "mqp-note" }), clockBox = h("div");
+    w.add(left, h("div", { class: "mqp-right" }, result.el,
+      h("div", { class: "mq-buttons" }, live ? start.el : null, again.el), bar, problem, status,
+      chart.el, place, clockBox));
+    const caption = w.caption();
     let scale = null, kindShown = null, stripOf = null;
     chart.hover(px => {
       const count = facts().sites.length;
@@ -198,7 +204,7 @@ export default {
       try {
         const x = normalised(await pixelsOf(), info.mean, info.std);
         const forms = FORMS.map(([form]) => form);
-        clocks[of] = await timed(of, forms, x, info.kind === "digit" ? 700 : 2500);
+        clocks[of] = await timed(of, forms, x, info.kind === "digit" ? 500 : 1500);
         w.root.dataset.timed = Object.keys(clocks).join(" ");
       } catch (error) {
         tell(`This did not work: ${error.message}.`);
@@ -214,7 +220,7 @@ export default {
       delete w.root.dataset.answers;
       tell("");
       const stored = source.sample === undefined ? null : facts().answers[source.sample];
-      state = { tops: stored?.tops ?? {}, sqnr: stored?.sqnr ?? {}, here: false };
+      state = { tops: stored?.tops ?? {}, sqnr: decibels(stored), here: false };
       show().then(() => { if (loaded.has(network())) run(); }, error => tell(error.message));
       w.redraw();
     }

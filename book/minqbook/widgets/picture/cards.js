@@ -11,7 +11,8 @@ export function cards() {
   const made = new Map(FORMS.map(([form, label]) => {
     const facts = h("p", { class: "mqp-facts" }), answers = h("ol", { class: "mqp-answers" });
     const title = h("p", { class: `mq-title mq-${TONE[form]}` }, label);
-    return [form, { facts, answers, el: h("section", { class: "mqp-card", "aria-label": label }, title, facts, answers) }];
+    const el = h("section", { class: "mqp-card", "aria-label": label }, title, facts, answers);
+    return [form, { facts, answers, el }];
   }));
   return {
     el: h("div", { class: "mqp-cards" }, [...made.values()].map(card => card.el)),
@@ -36,15 +37,20 @@ export function drawDecibels(p, { sqnr, sites, at }) {
   const all = drawn.flatMap(form => sqnr[form]).filter(Number.isFinite);
   const x = linear([0, Math.max(1, sites.length - 1)], [p.left, p.right]);
   const y = linear([Math.min(0, ...all), Math.max(10, ...all) + 3], [p.bottom, p.top]);
-  p.axisX(x, { values: [], label: "from the picture to the answer" });
+  p.axisX(x, { values: [] });
+  p.layer("ends").replaceChildren(
+    svg("text", { class: "mq-tick", x: p.left, y: p.bottom + 16 }, "the picture"),
+    svg("text", { class: "mq-tick", x: p.right, y: p.bottom + 16, "text-anchor": "end" }, "the answer"),
+  );
   p.axisY(y, { label: "signal over error, dB" });
   p.layer("lines").replaceChildren(...drawn.flatMap(form => {
     const points = sqnr[form].map((v, i) => [x(i), y(Number.isFinite(v) ? v : y.domain[1])]);
-    const [lx, ly] = points[Math.min(points.length - 1, 1)];
+    const middle = Math.floor(points.length / 2), around = points.slice(middle - 1, middle + 3).map(([, cy]) => cy);
+    const ly = form === "int8" ? Math.min(...around) - 8 : Math.max(...around) + 18; // above one line, below the other
     return [
       svg("path", { class: `mq-stroke mq-${TONE[form]}`, d: linePath(points) }),
       ...points.map(([cx, cy]) => svg("circle", { class: `mq-area mq-${TONE[form]}`, cx, cy, r: 2.25 })),
-      svg("text", { class: `mq-${TONE[form]} mq-strong mq-halo`, x: lx + 8, y: ly - 8 }, form.toUpperCase()),
+      svg("text", { class: `mq-${TONE[form]} mq-strong mq-halo`, x: points[middle]?.[0], y: ly }, form.toUpperCase()),
     ];
   }));
   const mark = at === null || !drawn.length ? [] : [
@@ -66,7 +72,7 @@ export function sayPlace({ sqnr, sites, at }) {
 }
 
 /** The times of all networks so far, as rows. */
-export function times(found, titles) {
+export function timesTable(found, titles) {
   const rows = Object.entries(found).map(([network, of]) =>
     h("tr", {}, h("th", { scope: "row" }, titles[network]), FORMS.map(([form]) => h("td", {}, `${fmt(of[form])} ms`))));
   const head = h("tr", {}, h("th", { scope: "col" }, "a picture on your machine"),

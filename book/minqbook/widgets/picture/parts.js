@@ -3,7 +3,8 @@
 // A page on a disk may fetch nothing, but it may load scripts. So a part is a few scripts, each of which calls
 // `minqPart` with a piece of the part: gzip in base64. Which parts there are stands in the page's head.
 
-/** What the page has: {base, parts: {name: [count of scripts, bytes, bytes in gzip]}}; null without any. */
+/** What the page has: {base, parts: {name: [count of scripts, bytes, bytes in gzip]}}; null without any. The base is
+ *  seen from the book's own scripts, so that it is right for a deck of slides too. */
 export function available() {
   try {
     return JSON.parse(document.querySelector('meta[name="minq-parts"]')?.content ?? "null");
@@ -13,20 +14,20 @@ export function available() {
 }
 
 const waiting = new Map(); // "name 0" -> what takes the piece
-const kept = new Map(); // name -> promise of its bytes
+const loadings = new Map(); // name -> promise of its bytes
 
 /** How many bytes these parts have on their way, without those that are here. */
-export const toLoad = names => names.filter(name => !kept.has(name))
+export const toLoad = names => names.filter(name => !loadings.has(name))
   .reduce((sum, name) => sum + (available()?.parts[name]?.[2] ?? 0) * (4 / 3), 0);
 
 /** The bytes of a part, an ArrayBuffer. onPiece(bytes) is told of each piece that came. */
 export function load(name, onPiece = () => {}) {
-  if (!kept.has(name)) {
+  if (!loadings.has(name)) {
     const coming = unpacked(name, onPiece);
-    kept.set(name, coming);
-    coming.catch(() => kept.delete(name)); // another try may have more luck
+    loadings.set(name, coming);
+    coming.catch(() => loadings.delete(name)); // another try may have more luck
   }
-  return kept.get(name);
+  return loadings.get(name);
 }
 export const text = async (name, onPiece) => new TextDecoder().decode(await load(name, onPiece));
 
@@ -62,7 +63,8 @@ function piece(base, name, k, onPiece) {
       }
     });
     const script = document.createElement("script");
-    script.src = new URL(`${base}${name}.${k}.js`, document.baseURI).href;
+    const home = document.querySelector('script[src*="widgets-static"]')?.src ?? document.baseURI;
+    script.src = new URL(`${base}${name}.${k}.js`, home).href;
     script.onload = () => {
       script.remove();
       if (waiting.delete(key)) failed(new Error(`the file ${name} is damaged; build the book again`));

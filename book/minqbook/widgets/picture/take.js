@@ -9,7 +9,7 @@ export function squareOf(image, width, height, { size, middle }) {
   const { x, y, side } = middleSquare(width, height, middle);
   if (side < 1) throw new Error("this picture is empty");
   if (side > MOST_SIDE)
-    throw new Error(`this picture of ${width} × ${height} pixels is too large; the most is ${MOST_SIDE} × ${MOST_SIDE}`);
+    throw new Error(`this picture, ${width} × ${height} pixels, is too large; its shorter side may have ${MOST_SIDE}`);
   const paint = new OffscreenCanvas(side, side).getContext("2d", { willReadFrequently: true });
   paint.fillStyle = "#fff"; // where a picture is transparent
   paint.fillRect(0, 0, side, side);
@@ -38,8 +38,12 @@ export async function fromFile(file, network) {
 /** A view of the camera with two buttons. onTaken(video) is given the moment; nothing is sent or kept. */
 export function camera({ onTaken, onProblem }) {
   const video = h("video", { class: "mqp-video", autoplay: true, playsinline: true, muted: true });
-  const take = h("button", { type: "button", class: "mq-button", click: () => { onTaken(video); close(); } }, "Take it");
-  const stop = h("button", { type: "button", class: "mq-button", click: () => close() }, "Close the camera");
+  const button = (label, click) => h("button", { type: "button", class: "mq-button", click }, label);
+  const take = button("Take it", () => {
+    onTaken(video);
+    close();
+  });
+  const stop = button("Close the camera", () => close());
   const el = h("div", { class: "mqp-camera", hidden: true }, video, h("div", { class: "mq-buttons" }, take, stop));
   let stream = null;
   function close() {
@@ -52,8 +56,8 @@ export function camera({ onTaken, onProblem }) {
     try {
       stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
     } catch (error) {
-      const refused = error?.name === "NotAllowedError";
-      return onProblem(refused ? "The camera was not allowed; choose a file instead." : "There is no camera to use here.");
+      return onProblem(error?.name === "NotAllowedError" ? "The camera was not allowed; choose a file instead."
+        : "There is no camera to use here; choose a file instead.");
     }
     video.srcObject = stream;
     el.hidden = false;
