@@ -22,7 +22,9 @@ from sphinx.util import logging
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
 CACHE = ROOT / "_build" / "networks"
-WIDGETS = BOOK / "minqbook" / "widgets"
+ZOO, PICTURE = BOOK / "minqbook" / "zoo", BOOK / "minqbook" / "picture"
+WORKER = BOOK / "minqbook" / "widgets" / "picture" / "worker.js"
+KINDS = (".py", ".safetensors")
 sys.path.insert(0, str(BOOK / "_tools"))
 
 import parts  # noqa: E402
@@ -34,54 +36,50 @@ WIDGET = "minqbook.widgets.own_picture.OwnPicture"
 MAKERS = ("torch", "onnx", "onnxscript", "onnxruntime", "scikit-image", "scikit-learn", "pillow")
 
 
-def sources() -> Iterator[Path]:
-    """The files that the networks' files are made of."""
-    for folder, kinds in (
-        (ROOT / "minq", (".py",)),
-        (BOOK / "minqbook" / "zoo", (".py", ".safetensors")),
-        (BOOK / "minqbook" / "picture", (".py",)),
-    ):
-        yield from sorted(p for p in folder.rglob("*") if p.suffix in kinds)
-    yield WIDGETS / "picture" / "worker.js"
-
-
-def digest() -> str:
-    """One for each state of the sources."""
+def digest(*places: Path) -> str:
+    """One for each state of these files and folders, and of the packages that compute."""
     found = hashlib.sha256(" ".join(f"{name} {version(name)}" for name in MAKERS).encode())
-    for path in sources():
-        found.update(f"{path.relative_to(ROOT)} {path.stat().st_size}".encode())
-        found.update(path.read_bytes())
+    for place in places:
+        inside = sorted(p for p in place.rglob("*") if p.suffix in KINDS)
+        for path in inside or [place]:
+            found.update(f"{path.relative_to(ROOT)} {path.stat().st_size}".encode())
+            found.update(path.read_bytes())
     return found.hexdigest()[:16]
 
 
 def made(engine: Path) -> tuple[Path, dict[str, list[int]]]:
     """The folder of scripts, and for each part its scripts, its bytes and those of its gzip."""
-    folder = CACHE / digest()
-    table = folder / "parts.json"
-    if not table.is_file():
-        files, scripts = folder / "files", folder / "scripts"
+    from minqbook.picture.pack import pack
+
+    folder = CACHE / digest(ROOT / "minq", ZOO, PICTURE / "networks.py", PICTURE / "__main__.py")
+    files, scripts, table = folder / "files", folder / "scripts", folder / "parts.json"
+    if not (folder / "whole").exists():
         shutil.rmtree(folder, ignore_errors=True)
         files.mkdir(parents=True)
-        scripts.mkdir()
         make_files(files)
-        for path in engine.rglob("*.*js*"):
-            shutil.copy(path, files / path.name)
-        for path in engine.rglob("*.wasm"):
-            shutil.copy(path, files / path.name)
-        shutil.copy(WIDGETS / "picture" / "worker.js", files / "worker.js")
-        from minqbook.picture.pack import pack
-
-        packed = {p.name: pack(p.name, p.read_bytes(), scripts) for p in sorted(files.iterdir())}
-        table.write_text(json.dumps(packed), "utf-8")
-        for old in set(CACHE.iterdir()) - {folder}:
-            shutil.rmtree(old)
-    return folder / "scripts", json.loads(table.read_text("utf-8"))
+        (folder / "whole").touch()
+    of = digest(PICTURE, WORKER, *(path for path in engine.rglob("*") if path.is_file()))
+    known = json.loads(table.read_text("utf-8")) if table.is_file() else {}
+    if known.get("of") != of:
+        shutil.rmtree(scripts, ignore_errors=True)
+        scripts.mkdir()
+        contents = dict(samples_of()) | {p.name: p.read_bytes() for p in sorted(files.iterdir())}
+        for path in (WORKER, *sorted(engine.rglob("*"))):
+            if path.suffix in (".js", ".mjs", ".wasm"):
+                contents[path.name] = path.read_bytes()
+        packed = {name: pack(name, content, scripts) for name, content in contents.items()}
+        known = {"of": of, "parts": packed}
+        table.write_text(json.dumps(known), "utf-8")
+    for old in set(CACHE.iterdir()) - {folder}:
+        shutil.rmtree(old)
+    return scripts, known["parts"]
 
 
 def make_files(folder: Path) -> None:
-    """The networks' files and the samples' pixels, each network in a process of its own."""
+    """The networks' files, each network in a process of its own."""
     from minqbook.picture.networks import NETWORKS
-    from minqbook.picture.samples import samples
+
+    logger.info("Making the networks that pages run ...")
 
     def one(name: str) -> None:
         command = [sys.executable, "-m", "minqbook.picture", str(folder), name]
@@ -89,9 +87,14 @@ def make_files(folder: Path) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(one, NETWORKS))
+
+
+def samples_of() -> Iterator[tuple[str, bytes]]:
+    """The pixels of the pictures that stand ready."""
+    from minqbook.picture.samples import samples
+
     for kind in ("digit", "photo"):
-        pixels = b"".join(sample.pixels.tobytes() for sample in samples(kind))
-        (folder / f"samples.{kind}").write_bytes(pixels)
+        yield f"samples.{kind}", b"".join(sample.pixels.tobytes() for sample in samples(kind))
 
 
 def prepare(app) -> None:

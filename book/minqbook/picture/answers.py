@@ -46,7 +46,8 @@ class Files:
             exact = tensors["fp32"][site["fp32"]].astype(np.float64)
             for form in found:
                 held = tensors[form][site[form]["value"]].astype(np.float64)
-                found[form].append(minq.sqnr(exact, site[form]["scale"] * (held - site[form]["zero"])))
+                held = site[form]["scale"] * (held - site[form]["zero"])
+                found[form].append(minq.sqnr(exact, held))
         return found
 
     def answer(self, sample: Sample) -> dict[str, Any]:
