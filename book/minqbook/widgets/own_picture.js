@@ -47,7 +47,6 @@ export default {
       trait: "network",
       options: Object.entries(networks).map(([key, n]) =>
         [key, `${n.title}: ${n.kind === "digit" ? "digits" : "photos"}`]),
-      onInput: () => changed(facts().kind === kindShown ? source : { sample: 0 }),
     });
     w.controls(choice);
     const sheet = pad({ onDrawn: () => changed({ drawn: true }) });
@@ -56,7 +55,7 @@ export default {
     const hidden = { class: "mq-hidden", tabindex: -1, "aria-label": "A picture file" };
     const file = h("input", { type: "file", accept: "image/*", ...hidden });
     const lens = camera({
-      onTaken: video => taken(() => squareOf(video, video.videoWidth, video.videoHeight, facts()), video, "the camera"),
+      onTaken: still => taken(() => still, "from the camera"),
       onProblem: text => tell(text),
     });
     const draw = w.button({ label: "Draw a digit", onClick: () => drawNow() });
@@ -86,22 +85,17 @@ export default {
 
     const tell = text => { problem.textContent = text; };
     const busy = text => { status.textContent = text; };
-    async function taken(get, image, called) {
+    async function taken(image, called) { // one that cannot be used leaves the last picture where it is
       tell("");
       try {
-        const pixels = await get();
-        const kept = await createImageBitmap(image instanceof Blob ? image : sheetOf(image));
-        changed({ image: kept, name: called, pixels });
+        const whole = await image();
+        squareOf(whole, facts());
+        changed({ image: whole, name: called });
       } catch (error) {
         tell(`${error.message[0].toUpperCase()}${error.message.slice(1)}.`);
       }
     }
-    const sheetOf = video => { // the moment, before the camera is closed
-      const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
-      canvas.getContext("2d").drawImage(video, 0, 0);
-      return canvas;
-    };
-    const fromDisk = chosen => taken(() => fromFile(chosen, facts()), chosen, chosen?.name);
+    const fromDisk = chosen => taken(() => fromFile(chosen), chosen?.name);
     file.addEventListener("change", () => {
       if (file.files[0]) fromDisk(file.files[0]);
       file.value = "";
@@ -114,18 +108,17 @@ export default {
       });
     }
     function drawNow() {
-      if (facts().kind !== "digit") w.set("network", "resnet_basic");
       sheet.draw(true);
       changed({ drawn: true, empty: true });
-      sheet.el.firstChild.focus();
+      sheet.canvas.focus();
       if (!loaded.has(network())) loadAll();
     }
 
     /** The square of bytes that the network sees. */
     async function pixelsOf() {
       const { size: side } = facts();
-      if (source.image) return squareOf(source.image, source.image.width, source.image.height, facts());
-      if (source.drawn) return squareOf(sheet.el.firstChild, sheet.side, sheet.side, facts());
+      if (source.image) return squareOf(source.image, facts());
+      if (source.drawn) return squareOf(sheet.canvas, facts());
       return samplePixels(`samples.${facts().kind}`, source.sample, side, progress);
     }
     async function show() {
@@ -236,7 +229,7 @@ export default {
         h("img", { src: sample.src, alt: "" }),
       )));
     }
-    w.on("network", () => { if (kindShown && facts().kind !== kindShown) changed({ sample: 0 }); });
+    w.on("network", () => changed(source.image || facts().kind === kindShown ? source : { sample: 0 }));
     changed(source);
     return w.start(() => {
       const here = loaded.has(network()), mine = clocks[network()] ?? {};

@@ -18,7 +18,7 @@ export function cards() {
     el: h("div", { class: "mqp-cards" }, [...made.values()].map(card => card.el)),
     set(form, { tops, bytes, time, name, waits = "" }) {
       const { facts, answers } = made.get(form);
-      facts.textContent = `${size(bytes)}, ${time ? `${fmt(time)} ms a picture` : "not timed"}`;
+      facts.textContent = `${size(bytes)}, ${time ? `${fmt(time)} ms` : "not timed"}`;
       const bars = (tops ?? []).map(([index, p], rank) => h(
         "li",
         { class: rank ? "" : "mqp-first" },

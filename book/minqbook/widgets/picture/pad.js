@@ -70,10 +70,8 @@ export function pad({ onDrawn }) {
 
   return {
     el: h("div", { class: "mqp-stage" }, node, cursor),
-    side: SIDE,
+    canvas: node,
     describe: text => attr(node, { "aria-label": text }),
-    /** The drawing's pixels, four bytes each. */
-    pixels: () => paint.getImageData(0, 0, SIDE, SIDE).data,
     /** Show a square of pixels, or an image, instead. */
     show(image) {
       paint.imageSmoothingEnabled = image.width > 64;

@@ -4,9 +4,9 @@ import { middleSquare, resized } from "./resize.js";
 
 const MOST_BYTES = 40e6, MOST_SIDE = 4096;
 
-/** The middle square of a picture, three bytes a pixel, of side `size`. */
-export function squareOf(image, width, height, { size, middle }) {
-  const { x, y, side } = middleSquare(width, height, middle);
+/** The middle square of an image or a canvas, three bytes a pixel, of side `size`. */
+export function squareOf(image, { size, middle }) {
+  const { width, height } = image, { x, y, side } = middleSquare(width, height, middle);
   if (side < 1) throw new Error("this picture is empty");
   if (side > MOST_SIDE)
     throw new Error(`this picture, ${width} × ${height} pixels, is too large; its shorter side may have ${MOST_SIDE}`);
@@ -17,31 +17,27 @@ export function squareOf(image, width, height, { size, middle }) {
   return resized(paint.getImageData(0, 0, side, side).data, 4, side, size);
 }
 
-/** A file that the reader chose or dropped. */
-export async function fromFile(file, network) {
+/** The picture in a file that the reader chose or dropped. */
+export async function fromFile(file) {
   if (!file) throw new Error("that was no file; drop a picture, or choose one");
   if (file.size > MOST_BYTES)
     throw new Error(`${file.name} has ${Math.round(file.size / 1e6)} MB; the most is ${MOST_BYTES / 1e6} MB`);
-  let image;
   try {
-    image = await createImageBitmap(file);
+    return await createImageBitmap(file);
   } catch {
     throw new Error(`${file.name} is no picture that this browser can read; try a JPEG, PNG or WebP file`);
   }
-  try {
-    return squareOf(image, image.width, image.height, network);
-  } finally {
-    image.close();
-  }
 }
 
-/** A view of the camera with two buttons. onTaken(video) is given the moment; nothing is sent or kept. */
+/** A view of the camera with two buttons. onTaken(canvas) is given the moment; nothing is sent or kept. */
 export function camera({ onTaken, onProblem }) {
-  const video = h("video", { class: "mqp-video", autoplay: true, playsinline: true, muted: true });
+  const video = h("video", { class: "mqp-video", "aria-label": "What the camera sees", autoplay: true, playsinline: true, muted: true });
   const button = (label, click) => h("button", { type: "button", class: "mq-button", click }, label);
   const take = button("Take it", () => {
-    onTaken(video);
+    const still = new OffscreenCanvas(video.videoWidth || 1, video.videoHeight || 1);
+    still.getContext("2d").drawImage(video, 0, 0);
     close();
+    onTaken(still);
   });
   const stop = button("Close the camera", () => close());
   const el = h("div", { class: "mqp-camera", hidden: true }, video, h("div", { class: "mq-buttons" }, take, stop));
