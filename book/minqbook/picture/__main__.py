@@ -21,8 +21,7 @@ from minqbook.picture.networks import NETWORKS, make
 def main(*arguments: str) -> None:
     torch.set_num_threads(1)
     if arguments:
-        folder, name = arguments
-        make(name, Path(folder))
+        make(arguments[1], Path(arguments[0]))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

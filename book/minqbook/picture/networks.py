@@ -42,7 +42,7 @@ class Network:
     calibration: int
 
 
-_DIGITS = dict(kind="digit", size=32, middle=1.0, mean=127.5, std=63.75, calibration=256)
+_DIGITS: dict[str, Any] = dict(kind="digit", size=32, middle=1.0, mean=127.5, std=63.75, calibration=256)
 NETWORKS = {
     "resnet_basic": Network(title="ResNet", **_DIGITS),
     "mobilenet_v2": Network(title="MobileNet", **_DIGITS),
@@ -102,7 +102,7 @@ def make(name: str, folder: Path) -> None:
     paths = {form: minq.to_onnx(made[form], folder / f"{name}.{form}.onnx") for form in made}
     sites = {form: _integers(paths[form]) for form in made if BITS[form]}
     floats = _floats(made["fp32"], made["int8"], paths["fp32"], network)
-    found = [
+    found: list[dict[str, Any]] = [
         {"name": readable(site), "fp32": floats[site], **{f: sites[f][site] for f in sites}}
         for site in sites["int8"]
     ]
