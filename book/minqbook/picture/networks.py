@@ -42,7 +42,9 @@ class Network:
     calibration: int
 
 
-_DIGITS: dict[str, Any] = dict(kind="digit", size=32, middle=1.0, mean=127.5, std=63.75, calibration=256)
+_DIGITS: dict[str, Any] = dict(
+    kind="digit", size=32, middle=1.0, mean=127.5, std=63.75, calibration=256
+)
 NETWORKS = {
     "resnet_basic": Network(title="ResNet", **_DIGITS),
     "mobilenet_v2": Network(title="MobileNet", **_DIGITS),
