@@ -31,7 +31,8 @@ export async function fromFile(file) {
 
 /** A view of the camera with two buttons. onTaken(canvas) is given the moment; nothing is sent or kept. */
 export function camera({ onTaken, onProblem }) {
-  const video = h("video", { class: "mqp-video", "aria-label": "What the camera sees", autoplay: true, playsinline: true, muted: true });
+  const playing = { autoplay: true, playsinline: true, muted: true };
+  const video = h("video", { class: "mqp-video", "aria-label": "What the camera sees", ...playing });
   const button = (label, click) => h("button", { type: "button", class: "mq-button", click }, label);
   const take = button("Take it", () => {
     const still = new OffscreenCanvas(video.videoWidth || 1, video.videoHeight || 1);
