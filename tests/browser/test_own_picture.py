@@ -85,14 +85,20 @@ def test_answers_equal_onnx_runtimes_and_the_integers(open_page, made):
             ours = np.array(found[name]["logits"][form])
             theirs = files.logits(form, x)
             assert (ours.argmax(1) == theirs.argmax(1)).all(), (name, form)
-            # FP32 adds in another order; integers may differ in a tie, by a step of the last grid
-            last = files.info["sites"][-1].get(form)
-            step = last["scale"] if last else 1e-3
-            assert np.abs(ours - theirs).max() <= 1.01 * step, (name, form)
+            # FP32 adds in another order. Integers differ where a sum lies beside a tie: by a step of
+            # the last grid, in a few logits; by two behind the fifty layers of EfficientNet-Lite0.
+            last = files.info["sites"][-1][form]
+            step = 1e-3 if form == "fp32" else last["scale"]
+            off = np.abs(ours - theirs) / step
+            if name in DIGITS:
+                assert off.max() < 1.01 and (off > 0.5).mean() < 0.03, (name, form)
+            else:
+                assert off.max() < 3.01, (name, form)
         theirs = files.decibels(x[:1])
         for form, ours in found[name]["sqnr"].items():
             ours = np.array([np.inf if v is None else v for v in ours])
-            assert np.allclose(ours, theirs[form], rtol=0, atol=0.1), (name, form)
+            near = 0.02 if name in DIGITS else 1.0
+            assert np.allclose(ours, theirs[form], rtol=0, atol=near), (name, form)
     name = "resnet_basic"
     integers = to_integer(networks.in_forms(name, ["int8"])["int8"])
     theirs = integers(torch.from_numpy(inputs[name])).numpy()
@@ -100,7 +106,7 @@ def test_answers_equal_onnx_runtimes_and_the_integers(open_page, made):
     step = Files(name, made).info["sites"][-1]["int8"]["scale"]
     assert (ours.argmax(1) == theirs.argmax(1)).all()
     steps = np.abs(ours - theirs) / step
-    assert steps.max() < 2.5 and (steps > 0.5).mean() < 0.1
+    assert steps.max() < 1.01 and (steps > 0.5).mean() < 0.06
 
 
 @pytest.mark.parametrize("size", [(40, 97), (300, 231), (32, 32), (7, 9), (1201, 640)])

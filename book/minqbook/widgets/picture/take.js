@@ -21,11 +21,11 @@ export function squareOf(image, { size, middle }) {
 export async function fromFile(file) {
   if (!file) throw new Error("that was no file; drop a picture, or choose one");
   if (file.size > MOST_BYTES)
-    throw new Error(`${file.name} has ${Math.round(file.size / 1e6)} MB; the most is ${MOST_BYTES / 1e6} MB`);
+    throw new Error(`the file ${file.name} has ${Math.round(file.size / 1e6)} MB; the most is ${MOST_BYTES / 1e6} MB`);
   try {
     return await createImageBitmap(file);
   } catch {
-    throw new Error(`${file.name} is no picture that this browser can read; try a JPEG, PNG or WebP file`);
+    throw new Error(`the file ${file.name} is no picture that this browser can read; try a JPEG, PNG or WebP file`);
   }
 }
 
