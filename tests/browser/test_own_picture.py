@@ -85,8 +85,8 @@ def test_answers_equal_onnx_runtimes_and_the_integers(open_page, made):
             ours = np.array(found[name]["logits"][form])
             theirs = files.logits(form, x)
             assert (ours.argmax(1) == theirs.argmax(1)).all(), (name, form)
-            # FP32 adds in another order. Integers differ where a sum lies beside a tie: by a step of
-            # the last grid, in a few logits; by two behind the fifty layers of EfficientNet-Lite0.
+            # FP32 adds in another order. Integers differ where a sum lies beside a tie: in a few
+            # logits, by a step of the last grid; by two behind EfficientNet-Lite0's fifty layers.
             last = files.info["sites"][-1][form]
             step = 1e-3 if form == "fp32" else last["scale"]
             off = np.abs(ours - theirs) / step

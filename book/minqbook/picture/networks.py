@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 
 import minq
-from minq.deploy.onnx.qdq import INTEGERS
+from minq.deploy.onnx.store import INTEGERS
 from minq.simulate import activation_quantizers
 from minqbook import zoo
 
