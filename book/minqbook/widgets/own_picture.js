@@ -226,7 +226,7 @@ export default {
       strip.replaceChildren(...samples[stripOf].map((sample, index) => h(
         "button",
         { type: "button", "aria-label": sample.alt, "data-sample": index, click: () => changed({ sample: index }) },
-        h("img", { src: sample.src, alt: sample.alt }),
+        h("img", { src: sample.src, alt: sample.alt, class: "dark-light" }),
       )));
     }
     w.on("network", () => changed(source.image || facts().kind === kindShown ? source : { sample: 0 }));
