@@ -80,7 +80,8 @@
       current = id;
       const result = JSON.parse(run(source, space, name, fresh));
       flush();
-      say({ kind: "done", id, result: { ...result, ms: performance.now() - began } });
+      const memory = python._module.HEAPU8.byteLength;
+      say({ kind: "done", id, result: { ...result, ms: performance.now() - began, memory } });
     },
   };
   self.onmessage = ({ data }) => {

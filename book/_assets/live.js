@@ -12,7 +12,7 @@
 //               stdout, figures          what was printed; pictures as data: addresses
 //               outputs                  all in order: [{ kind: "stdout" | "stderr" | "text" | "figure", text }]
 //               line, traceback          where an error came from: the line of this source, or null
-//               ms }                     in Python alone
+//               ms, memory }             in Python alone; bytes that Python holds
 //   minqLive.stop()                      ends what runs; the next run starts a new Python without names
 //   minqLive.running                     whether something runs or waits to
 //   minqLive.generation                  grows with each Python that is given up: the names are gone
@@ -25,7 +25,7 @@
 // comes from there is shown as text or as a picture, never as HTML.
 (() => {
   "use strict";
-  const parts = JSON.parse(document.getElementById("live-parts")?.textContent ?? "{}"); // name -> { src, bytes }
+  const parts = JSON.parse(document.getElementById("live-parts")?.textContent ?? "{}"); // name -> { src: [], bytes }
   const FIRST = ["python", "numpy", "book"]; // what every run needs
   const LATER = { // what a cell needs beyond, seen in its text
     matplotlib: /\b(matplotlib|pylab)\b/,
@@ -40,14 +40,14 @@
       port.onmessage = (e) => worker.postMessage(e.data);
     };
   <\/script>`;
-  const NO_MEMORY = "This device has too little memory for Python in the page. The chapter reads without it; Colab and" +
-    " Binder (the rocket at the top) run it elsewhere.";
+  const NO_MEMORY = "This device has too little memory for Python in the page. The chapter reads without it; Colab" +
+    " and Binder (the rocket at the top) run it elsewhere.";
   const FIGURE = /^[A-Za-z0-9+/=]+$/;
 
   // --- The files: scripts that hold base64, since a page on a disk may not fetch its neighbours ---------------------
 
   const loaded = new Map(); // name -> promise of { file name: Blob }
-  const arrived = new Map(); // name -> what the script of the part handed over
+  const arrived = new Map(); // name -> { file: { start: piece } }, as its scripts handed over
   function script(src) {
     return new Promise((done, fail) => {
       const element = Object.assign(document.createElement("script"), { src, async: true });
@@ -60,8 +60,8 @@
     if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
     return Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
   }
-  async function unpack(name, base64) {
-    const blob = new Blob([bytes(base64)]);
+  async function unpack(name, pieces) {
+    const blob = new Blob(Object.keys(pieces).sort((a, b) => a - b).map((start) => bytes(pieces[start])));
     if (!name.endsWith(".gz")) return [name, blob];
     const plain = blob.stream().pipeThrough(new DecompressionStream("gzip"));
     return [name.slice(0, -3), await new Response(plain).blob()];
@@ -70,7 +70,7 @@
     if (!loaded.has(name)) {
       const files = (async () => {
         if (!parts[name]) throw new Error(`this book was built without its part "${name}"`);
-        await script(parts[name].src);
+        await Promise.all(parts[name].src.map(script));
         const entries = await Promise.all(Object.entries(arrived.get(name)).map((entry) => unpack(...entry)));
         arrived.delete(name);
         return Object.fromEntries(entries);
@@ -152,8 +152,9 @@
     generation++;
     up.end(status, text);
   }
-  function sentence(text) {
-    return /memory|allocation/i.test(text) ? NO_MEMORY : `Python could not start in this page: ${text}`;
+  function sentence(text, began) {
+    if (/memory|allocation/i.test(text)) return NO_MEMORY;
+    return began ? `Python broke down and is gone, with all names: ${text}` : `Python could not start here: ${text}`;
   }
   const later = (source) => Object.keys(LATER).filter((name) => parts[name] && LATER[name].test(source));
 
@@ -165,6 +166,7 @@
       const news = [...FIRST.filter((n) => !loaded.has(n)), ...wanted.filter((n) => !loaded.has(n))];
       onStatus?.(news.length ? `Loading Python, ${megabytes(news)} MB, once …` : "Starting Python …");
       await mine.ready;
+      mine.began = true;
       if (mine.missing(wanted).length) onStatus?.(`Loading ${mine.missing(wanted).join(" and ")} …`);
       await mine.add(wanted);
       onStatus?.("");
@@ -178,13 +180,13 @@
       });
     };
     const end = mine.ended.then(({ status, text }) => ({
-      status, text: status === "failed" ? sentence(text) : text,
+      status, text: status === "failed" ? sentence(text, mine.began) : text,
     }));
     try {
       return await Promise.race([work(), end]);
     } catch (error) {
       give(mine, "failed", error.message);
-      return { status: "failed", text: sentence(error.message) };
+      return { status: "failed", text: sentence(error.message, false) };
     }
   }
 
@@ -243,7 +245,7 @@
     });
     try {
       if (!parts.editor) throw new Error("no editor");
-      await (editorScript ??= script(parts.editor.src));
+      await (editorScript ??= script(parts.editor.src[0]));
       return window.minqEditor(element, source, options);
     } catch {
       editorScript = undefined;
@@ -256,7 +258,11 @@
     run, stop, editor, show,
     get running() { return running > 0; },
     get generation() { return generation; },
-    part(name, files) { arrived.set(name, files); },
+    part(name, file, start, piece) {
+      const files = arrived.get(name) ?? {};
+      arrived.set(name, files);
+      (files[file] ??= {})[start] = piece;
+    },
   };
   document.dispatchEvent(new Event("minq-live"));
 })();

@@ -36,6 +36,7 @@ DATA = ROOT / "_build" / "live"
 EXERCISE = {"solution", "check"}  # cells that the page shows in another way
 # A lock file without packages: what lies beside Pyodide is unpacked by live-worker.js.
 PYODIDE = ("pyodide.js", "pyodide.asm.js", "pyodide.asm.wasm", "python_stdlib.zip")
+PIECE = 4_000_000  # characters of a script: browsers with a small cache keep no larger ones
 # Of Matplotlib and what it imports: fonts for PDF, icons, examples, other backends.
 UNUSED = re.compile(
     r"mpl-data/(fonts/(afm|pdfcorefonts)|images|sample_data)/.|/(tests|testing)/.|_qt\w*\.py"
@@ -131,23 +132,32 @@ class Bundles:
         self.cells: dict[str, list[int]] = {}  # a notebook -> its live cells
         folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, name: str, key: bytes, text: Callable[[], str]) -> None:
+    def add(self, name: str, key: bytes, texts: Callable[[], list[str]], count: int = 1) -> None:
+        """The scripts of one name, `count` of them."""
         digest = hashlib.sha256(key).hexdigest()[:12]
-        path = self.folder / f"{name}-{digest}.js"
-        if not path.exists():
-            parts.keep(path, text().encode())
-        address = f"_static/live/{path.name}"
-        self.made[name] = {"src": address, "bytes": path.stat().st_size}
+        paths = [self.folder / f"{name}-{digest}-{number}.js" for number in range(count)]
+        if not all(path.exists() for path in paths):
+            for path, text in zip(paths, texts(), strict=True):
+                parts.keep(path, text.encode())
+        self.made[name] = {
+            "src": [f"_static/live/{path.name}" for path in paths],
+            "bytes": sum(path.stat().st_size for path in paths),
+        }
 
     def add_files(self, name: str, files: dict[str, bytes]) -> None:
-        """A bundle of files that live.js unpacks."""
-        key = b"".join(n.encode() + hashlib.sha256(c).digest() for n, c in files.items())
-
-        def text() -> str:
-            content = json.dumps(dict(packed(*file) for file in files.items()))
-            return f"minqLive.part({json.dumps(name)}, {content});\n"
-
-        self.add(name, key, text)
+        """A bundle of files that live.js unpacks, in scripts of a few megabytes."""
+        scripts, size = [""], 0
+        for file, content in files.items():
+            stored, text = packed(file, content)
+            for start in range(0, len(text), PIECE):
+                piece = text[start : start + PIECE]
+                if size + len(piece) > PIECE:
+                    scripts.append("")
+                    size = 0
+                said = ", ".join(map(json.dumps, (name, stored, start, piece)))
+                scripts[-1] += f"minqLive.part({said});\n"
+                size += len(piece)
+        self.add(name, "".join(scripts).encode(), lambda: scripts, len(scripts))
 
     def from_part(self, part: str) -> dict[str, bytes] | None:
         folder = parts.fetch(part, self.sources)
@@ -173,8 +183,22 @@ class Bundles:
             self.add_files("matplotlib", wheels)
         if folder := parts.fetch("codemirror", self.sources):
             script = editor(folder)
-            self.add("editor", script.encode(), lambda: script)
+            self.add("editor", script.encode(), lambda: [script])
         return self.made
+
+
+def notices() -> str:
+    """Whose work lies in `_static/live`, under which licence, and where its source is."""
+    text = ["What runs in the pages of this book, beside minq (Apache-2.0):\n"]
+    for part, facts in parts.TABLE.items():
+        versions = [s.get("npm") or f"wheels of {s['cdn']}" for s in facts["sources"]]
+        lines = (facts["what"], ", ".join(versions), f"Licence: {facts['licence']}", facts["home"])
+        text.append("\n".join(lines) + "\n")
+        licences = {p.read_text("utf-8") for p in (parts.cache() / part).rglob("LICENSE")}
+        text += sorted(licences)
+    text.append("The licences of the wheels lie in them, in *.dist-info. Of the packages\n")
+    text.append(f"{', '.join(PURE)} (MIT and BSD-3-Clause) the page has the Python files.\n")
+    return "\n".join(text)
 
 
 def prepare(app):
@@ -188,7 +212,9 @@ def prepare(app):
     app.live_parts, app.live_cells = bundles.write(), bundles.cells
     if not app.live_parts:
         logger.info("The cells of the book are not live: %s", parts.why_not(sources))
-    kept = {Path(part["src"]).name for part in app.live_parts.values()}
+    else:
+        parts.keep(folder / "NOTICES.txt", notices().encode())
+    kept = {Path(src).name for part in app.live_parts.values() for src in part["src"]}
     for old in folder.glob("*.js"):
         if old.name not in kept:
             old.unlink()

@@ -271,4 +271,5 @@ def test_chapters_open_in_colab_and_binder(open_page, book):
     chapter = next(name for name in toc_pages() if name.startswith("ch"))
     page = open_page(chapter).page
     for host in ("colab.research.google.com", "mybinder.org"):
-        assert page.locator(f"a[href*='{host}'][href*='{chapter}.ipynb']").count() == 1
+        button = f".dropdown-launch-buttons a[href*='{host}'][href*='{chapter}.ipynb']"
+        assert page.locator(button).count() == 1
