@@ -104,7 +104,8 @@ def requantize(
             f"acc holds {magnitude(x)}, beyond 32 bits, where a 64-bit product would overflow; "
             "shift it right first, and multiply scale_ratio by the same power of two"
         )
-    multiplier, shift = map(np.asarray, fixed_point_multiplier(scale_ratio))
+    # Two ints would have 32 bits in WebAssembly, where NumPy's own integer is that short.
+    multiplier, shift = (np.asarray(v, np.int64) for v in fixed_point_multiplier(scale_ratio))
     if (shift < 0).any():
         raise ValueError("scale_ratio must be below 2^31; check s_w * s_x / s_y")
     # Below 2^-32 every 32-bit accumulator rounds to 0, and int64 has no such shift.
