@@ -4,13 +4,14 @@
                                          [--crops 128] [--test 500] [--iterations 300]
 
 Every peer gets the recipe of its own documentation and the same crops; 500 others judge: SQNR of
-the logits in dB, and for how many the largest logit is the same. W4A8 is each tool's rounding to
-nearest, but AIMET's AdaRound with ``--iterations`` steps a layer, and minq's. A peer that is not
-installed is skipped by name, one that fails says how. The peers are in requirements-bench.txt; they
-ask for different versions of the same packages, so some need an environment of their own.
+the logits in dB, and for how many the largest logit is the same. At W4A8 each tool has its own way
+of rounding: AdaRound (AIMET's with ``--iterations`` steps a layer), sequential MSE, GPTQ, GPFQ. A
+peer that is not installed is skipped by name, one that fails says how. The peers are in
+requirements-bench.txt; they ask for different versions of the same packages, so some need an
+environment of their own.
 
-Not in it: the peers' own GPTQ, GPFQ and SeqMSE. Integer kernels for processors without VNNI may
-saturate sums of 8-bit products, so the same file can score lower on one machine than on another.
+Integer kernels for processors without VNNI may saturate sums of 8-bit products, so the same file
+can score lower on one machine than on another.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -95,16 +97,25 @@ def nncf(model, x, weights, per_channel, _) -> Answer:
     return nncf.quantize(model, nncf.Dataset(list(x)), subset_size=len(x))
 
 
-def brevitas(model, x, weights, per_channel, _) -> Answer:
-    from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
-    from brevitas.graph.quantize import preprocess_for_quantize, quantize
+def brevitas(model, x, weights, per_channel, _, *, solver: str = "") -> Answer:
+    """The steps of the ImageNet example that comes in its package, with that example's defaults."""
+    from brevitas.graph.quantize import preprocess_for_quantize
+    from brevitas_examples.imagenet_classification.ptq import ptq_common
 
-    _only(weights == 8 and not per_channel, "the quantizers of brevitas.graph are 8 bits a tensor")
-    q = quantize(preprocess_for_quantize(torch.fx.symbolic_trace(model)))
-    for mode in (calibration_mode, bias_correction_mode):
-        with mode(q):
-            for t in x:
-                q(t)
+    _only(weights == 8 or bool(solver), "at 4 bits its GPTQ and GPFQ are asked for")
+    loader = [(t, 0) for t in x]
+    q = ptq_common.quantize_model(
+        preprocess_for_quantize(model, equalize_iters=20, equalize_merge_bias=True),
+        backend="fx", weight_bit_width=weights, act_bit_width=8, bias_bit_width=32,
+        weight_quant_granularity="per_channel" if per_channel else "per_tensor",
+        act_quant_percentile=99.999, act_quant_type="sym", scale_factor_type="float_scale",
+        quant_format="int", weight_param_method="mse" if weights < 8 else "stats",
+    )  # fmt: skip
+    q(x[0])
+    ptq_common.calibrate(loader, q)
+    if solver:
+        getattr(ptq_common, f"apply_{solver}")(loader, q, act_order=True)
+    ptq_common.apply_bias_correction(loader, q)
     return q
 
 
@@ -116,9 +127,31 @@ def mct(model, x, weights, per_channel, _) -> Answer:
     return q
 
 
-def aimet(model, x, weights, per_channel, iterations) -> Answer:
-    _only(weights == 4 and per_channel, "here only its AdaRound, W4A8 per channel, is asked for")
-    return aimet_ptq(model, torch.cat(list(x)), iterations)
+def aimet(model, x, weights, per_channel, _) -> Answer:
+    """Batch norms folded; at 4 bits, scales that its sequential MSE chose."""
+    from aimet_torch.batch_norm_fold import fold_all_batch_norms
+    from aimet_torch.common.quantsim_config import utils
+    from aimet_torch.model_preparer import prepare_model
+    from aimet_torch.quantsim import QuantizationSimModel
+    from aimet_torch.seq_mse import apply_seq_mse
+
+    example, prepared = x[0][:1], prepare_model(model)
+    fold_all_batch_norms(prepared, input_shapes=tuple(example.shape), dummy_input=example)
+    kind = "per_channel" if per_channel else "per_tensor"
+    sim = QuantizationSimModel(
+        prepared, example, default_output_bw=8, default_param_bw=weights,
+        config_file=getattr(utils, f"get_path_for_{kind}_config")(),
+    )  # fmt: skip
+    if weights < 8:
+        apply_seq_mse(sim, list(x))
+    sim.compute_encodings(lambda m, *_: [m(t) for t in x], None)
+    return sim.model
+
+
+def aimet_adaround(model, x, weights, per_channel, iterations) -> Answer:
+    _only(weights == 4 and per_channel, "it is asked for W4A8 per channel")
+    with torch.enable_grad():
+        return aimet_ptq(model, torch.cat(list(x)), iterations)
 
 
 PEERS = {
@@ -127,8 +160,11 @@ PEERS = {
     "torchao": ("torchao", torchao),
     "NNCF": ("nncf", nncf),
     "Brevitas": ("brevitas", brevitas),
+    "Brevitas GPTQ": ("brevitas", partial(brevitas, solver="gptq")),
+    "Brevitas GPFQ": ("brevitas", partial(brevitas, solver="gpfq")),
     "MCT": ("model_compression_toolkit", mct),
     "AIMET": ("aimet_torch", aimet),
+    "AIMET AdaRound": ("aimet_torch", aimet_adaround),
 }
 
 
@@ -182,22 +218,22 @@ def main() -> None:
     for name in given.peers:
         package, quantize = PEERS[name]
         if importlib.util.find_spec(package) is None:
-            print(f"  {name:13s} not installed: pip install -r requirements-bench.txt; skipped")
+            print(f"  {name:14s} not installed: pip install -r requirements-bench.txt; skipped")
             continue
         start = time.perf_counter()
         settings = int(given.bits[1]), not given.per_tensor, given.iterations
         try:
-            with torch.no_grad() if name != "AIMET" else torch.enable_grad():
+            with torch.no_grad():
                 answer = quantize(copy.deepcopy(model), crops, *settings)
             db, same = judge(answer, x, exact)
         except NotImplementedError as why:
-            print(f"  {name:13s} skipped: {why}")
+            print(f"  {name:14s} skipped: {why}")
         except Exception as error:  # a peer's failure is a result
             line = str(error).strip().partition("\n")[0]
-            print(f"  {name:13s} failed: {type(error).__name__}: {line[:120]}")
+            print(f"  {name:14s} failed: {type(error).__name__}: {line[:120]}")
         else:
             seconds = time.perf_counter() - start
-            print(f"  {name:13s} {db:6.1f} dB  {same:5.1f} %  {seconds:6.0f} s", flush=True)
+            print(f"  {name:14s} {db:6.1f} dB  {same:5.1f} %  {seconds:6.0f} s", flush=True)
 
 
 if __name__ == "__main__":
