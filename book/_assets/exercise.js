@@ -95,7 +95,8 @@ window.minqExercises = (() => {
       this.mark = h("span", { className: "mq-ex-mark" });
       this.waits = h("span", { className: "mq-live-status", role: "status" });
       this.result = h("div", { className: "mq-ex-result", role: "status" });
-      this.note = h("p", { className: "mq-live-note mq-ex-note", textContent: "A solution opens once you have tried." });
+      const note = "A solution opens once you have tried.";
+      this.note = h("p", { className: "mq-live-note mq-ex-note", textContent: note });
       this.write = button("Write an answer", () => this.edit());
       this.run = button("Check", () => this.ask(), "mq-live-run");
       this.stop = button("Stop", () => live.stop(), "mq-live-stop");
