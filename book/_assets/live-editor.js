@@ -46,6 +46,7 @@ window.minqEditor = (element, source, { onRun, onChange, label = "Code" } = {}) 
           { key: "Mod-Enter", run: go }, { key: "Ctrl-Enter", run: go }, { key: "Shift-Enter", run: go },
           ...closeBracketsKeymap, ...defaultKeymap, ...historyKeymap,
         ]),
+        EditorView.lineWrapping, // nothing scrolls sideways, on a phone neither
         history(), drawSelection(), highlightSpecialChars(), indentOnInput(), bracketMatching(), closeBrackets(),
         python(), syntaxHighlighting(COLOURS), indentUnit.of("    "), EditorState.tabSize.of(4),
         EditorView.contentAttributes.of({
