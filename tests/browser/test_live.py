@@ -358,6 +358,8 @@ for name in ("affine", "grid", "granularity", "floats", "ranges", "range_search"
              "mac.widths"):
     module = importlib.import_module(f"minq.{name}")
     for example in doctest.DocTestFinder().find(module, f"minq.{name}"):
+        if "torch" in example.docstring:
+            continue
         result = runner.run(example)
         assert not result.failed, example.name
         tried += result.attempted
