@@ -368,7 +368,7 @@ for scale, rule in ((0.5, lambda n: (n + 1) // 2), (0.75, lambda n: (3 * n + 2) 
     assert requantize(range(-9, 9), scale, signed=True).tolist() == [rule(n) for n in range(-9, 9)]
 from minq.mac import int_matmul, accumulator_bits
 W, x = np.full((1, 70_000), 255), np.full((70_000,), 255)
-exact = int(int_matmul(W, x)[0])
+exact = int(int_matmul(W, x[:, None])[0, 0])
 (tried, exact)
 """,
     )
