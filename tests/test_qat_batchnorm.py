@@ -65,7 +65,7 @@ def grouped_transposed(name):
 
 
 def without_quantizers(gm):
-    for q in qat.pipeline._quantizers(gm):
+    for q in qat.pipeline.all_quantizers(gm):
         q.off()
     return gm
 
