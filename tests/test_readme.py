@@ -193,9 +193,8 @@ MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TARGETS = set(re.findall(r"^([a-z][\w-]*):", MAKEFILE, re.M))
 SETTINGS = (ROOT / "pyproject.toml").read_text("utf-8")
 EXTRAS = SETTINGS.partition("[project.optional-dependencies]")[2]
-VARIABLES = set(
-    re.findall(r"MINQ_\w+", "".join(p.read_text() for p in (ROOT / "tests/browser").glob("*.py")))
-)
+PROGRAMS = [p for folder in ("tests/browser", "book/_tools") for p in (ROOT / folder).glob("*.py")]
+VARIABLES = set(re.findall(r"MINQ_\w+", "".join(p.read_text() for p in PROGRAMS)))
 
 
 def commands(path):
