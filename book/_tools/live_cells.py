@@ -56,14 +56,21 @@ def try_cells(notebooks: Iterable[Path], data: Path) -> dict[str, list[int]]:
 
     sys.modules["anywidget"] = live_widgets  # as in the page
     live.begin(lambda kind, text: None, str(data))
-    found = {}
-    for path in notebooks:
-        results = {
-            index: json.loads(live.run(source, path.stem))
-            for index, source in code_cells(path).items()
-        }
-        found[path.stem] = [i for i, result in results.items() if result["status"] == "ok"]
-    return found
+
+    def runs(source: str, space: str) -> bool:
+        """Whether a cell runs; of one that does not, the page will have no name either."""
+        names = live.names_of(space)
+        before = dict(names)
+        if json.loads(live.run(source, space))["status"] == "ok":
+            return True
+        names.clear()
+        names.update(before)
+        return False
+
+    return {
+        path.stem: [i for i, source in code_cells(path).items() if runs(source, path.stem)]
+        for path in notebooks
+    }
 
 
 def key(notebook: Path, library: bytes) -> str:

@@ -65,6 +65,11 @@ def emit(kind: str, text: str) -> None:
     _emit(kind, text)
 
 
+def names_of(space: str) -> dict[str, Any]:
+    """What the cells of a space have named so far."""
+    return _spaces.setdefault(space, {"__name__": "__main__", "__builtins__": builtins})
+
+
 def run(source: str, space: str = "page", name: str = "", fresh: bool = False) -> str:
     """Run a cell's code. The value of a last expression is shown, as in a notebook.
 
@@ -82,7 +87,7 @@ def run(source: str, space: str = "page", name: str = "", fresh: bool = False) -
     _printed = 0
     if fresh:
         _spaces.pop(space, None)
-    names = _spaces.setdefault(space, {"__name__": "__main__", "__builtins__": builtins})
+    names = names_of(space)
     file = f"<{name or 'this cell'}>"
     linecache.cache[file] = (len(source), None, source.splitlines(True), file)  # for tracebacks
     try:
