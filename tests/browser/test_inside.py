@@ -14,10 +14,9 @@ PAGE = ROOT / "book" / "inside.md"
 
 @pytest.fixture(scope="module")
 def level_count(tmp_path_factory):
-    """A copy of the widgets with the new one, and the page that the command writes of it."""
+    """A copy of the package with the new widget, and the page that the command writes of it."""
     book = tmp_path_factory.mktemp("fork")
-    shutil.copytree(ROOT / "book" / "minqbook" / "widgets", book / "minqbook" / "widgets")
-    (book / "minqbook" / "__init__.py").write_text("")
+    shutil.copytree(ROOT / "book" / "minqbook", book / "minqbook")
     widgets = book / "minqbook" / "widgets"
     (script,) = blocks(PAGE, "js")
     (code,) = [b for b in blocks(PAGE, "python") if "class LevelCount" in b]
