@@ -305,3 +305,18 @@ def zoo_graph(name: str) -> fx.GraphModule:
 def noise(*shape: int, seed: int = 1) -> Tensor:
     """Normal numbers of their own generator."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# What moves the numbers of rows of shape (B, 4, 6) and computes nothing, by the operator's name.
+MOVES = {
+    "roll": lambda y: y.roll(1, 1),
+    "flip": lambda y: y.flip(1),
+    "rot90": lambda y: y.rot90(1, (1, 2)),
+    "tile": lambda y: y.tile(1, 2, 1),
+    "repeat": lambda y: y.repeat(1, 2, 1),
+    "repeat_interleave": lambda y: y.repeat_interleave(2, 1),
+    "index": lambda y: y[:, [0, 2]],
+    "index_select": lambda y: y.index_select(1, torch.tensor([3, 1])),
+    "gather": lambda y: y.gather(1, torch.zeros(y.size(0), 2, 6, dtype=torch.long)),
+    "diagonal": lambda y: y.diagonal(0, 1, 2),
+}

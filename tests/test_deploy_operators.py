@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from integers import assert_same, quantized
-from networks import Lambda, noise
+from networks import MOVES, Lambda, noise
 from torch import nn
 from torch.nn import functional as F
 
@@ -73,7 +73,7 @@ FUNCTIONS = {
     "square relu": lambda y: y.relu().square(),
 }
 
-MOVES = {
+MOVING = {
     "amax": lambda y: y.amax(1, keepdim=True).expand(-1, 2, -1),
     "amin": lambda y: y.amin(1),
     "max": lambda y: y.max(1)[0],
@@ -88,21 +88,12 @@ MOVES = {
     "argmax as index": lambda y: y.gather(1, y.argmax(1, keepdim=True)),
     "reshape_as": lambda y: y.reshape_as(y.transpose(1, 2)).transpose(1, 2),
     "view_as": lambda y: y.flatten(1).view_as(y),
-    "roll": lambda y: y.roll(1, 1),
-    "flip": lambda y: y.flip(1),
-    "rot90": lambda y: y.rot90(1, (1, 2)),
-    "tile": lambda y: y.tile(1, 2, 1),
-    "repeat": lambda y: y.repeat(1, 2, 1),
-    "repeat_interleave": lambda y: y.repeat_interleave(2, 1),
+    **MOVES,
     "repeat_interleave unevenly": lambda y: y.repeat_interleave(torch.tensor([1, 2, 0, 1]), 1),
     "unfold": lambda y: y.unfold(1, 2, 1).flatten(2),
-    "diagonal": lambda y: y.diagonal(0, 1, 2),
     "tril": lambda y: y.tril(),
     "triu": lambda y: (y + 1).triu(1),
-    "index": lambda y: y[:, [0, 2]],
     "index by two": lambda y: y[:, [0, 2], [1, 3]],
-    "index_select": lambda y: y.index_select(1, torch.tensor([3, 1])),
-    "gather": lambda y: y.gather(1, torch.zeros(y.size(0), 2, 6, dtype=torch.long)),
     "take_along_dim": lambda y: y.take_along_dim(torch.tensor([[[0], [2]]]), 1),
 }
 
@@ -363,7 +354,7 @@ def check(make, x, **settings) -> set[str]:
 @pytest.mark.parametrize("kind", ["functions", "moves", "constants", "rows"])
 def test_an_operator_on_vectors_gives_the_integers_of_the_simulation(kind):
     groups = {
-        "functions": FUNCTIONS, "moves": MOVES, "constants": CONSTANTS, "rows": ROWS,
+        "functions": FUNCTIONS, "moves": MOVING, "constants": CONSTANTS, "rows": ROWS,
     }  # fmt: skip
     assert check(lambda: Branches(groups[kind], noise(4, 4, 6), _linear), noise(4, 4, 6)) == set()
 

@@ -11,7 +11,7 @@ from functools import cache
 
 import pytest
 import torch
-from networks import noise
+from networks import MOVES, noise
 from torch import nn
 from torch.nn import functional as F
 
@@ -161,16 +161,7 @@ ROWS = {
     "expand": lambda y: y[:, :1].expand(-1, 5, -1),
     "reflection_pad1d": lambda y: aten.reflection_pad1d(y, [1, 2]),
     "replication_pad1d": lambda y: aten.replication_pad1d(y, [1, 2]),
-    "roll": lambda y: y.roll(1, 1),
-    "flip": lambda y: y.flip(1),
-    "rot90": lambda y: y.rot90(1, (1, 2)),
-    "tile": lambda y: y.tile(1, 2, 1),
-    "repeat": lambda y: y.repeat(1, 2, 1),
-    "repeat_interleave": lambda y: y.repeat_interleave(2, 1),
-    "index": lambda y: y[:, [0, 2]],
-    "index_select": lambda y: y.index_select(1, torch.tensor([3, 1])),
-    "gather": lambda y: y.gather(1, torch.zeros(y.size(0), 2, 6, dtype=torch.long)),
-    "diagonal": lambda y: y.diagonal(0, 1, 2),
+    **MOVES,
     "unfold": lambda y: y.unfold(1, 2, 1),
     # joins
     "cat": lambda y: torch.cat([y, y.flip(1)], 1),
