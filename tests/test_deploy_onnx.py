@@ -128,7 +128,7 @@ def small(name, per_channel):
     ("mobilenet_v2", False), ("segmenter", True), ("detector", False), ("text_encoder", True),
 ])  # fmt: skip
 def test_small_networks_run_on_integer_kernels_alone(name, per_channel, tmp_path):
-    """One of each task; chapter 17 has two more."""
+    """One of each task; chapter 18 has two more."""
     q, data = small(name, per_channel)
     path = to_onnx(q, tmp_path / "q.onnx")
     layers = [graph.op(node) for node in graph.layers(q).values()]

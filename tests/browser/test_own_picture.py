@@ -76,7 +76,7 @@ def test_answers_equal_onnx_runtimes_and_the_integers(open_page, made):
     name = "efficientnet_lite0"
     inputs[name] = networks.prepared(photo, networks.NETWORKS[name])
     jobs = {n: [base64.b64encode(v.tobytes()).decode() for v in x] for n, x in inputs.items()}
-    page = open_page("ch17_deployment").page
+    page = open_page("ch18_deployment").page
     source = module("picture/engine.js", "open", "answer", "compared")
     found = page.evaluate(RUN, [source, jobs])
     for name, x in inputs.items():
