@@ -30,6 +30,7 @@ _HOME = {
     "OutlierMap": "outlier_map",
     "NumberGrids": "number_grids",
     "OwnPicture": "own_picture",
+    "BlockBytes": "block_bytes",
     "Question": "question",
 }
 __all__ = list(_HOME)
