@@ -121,7 +121,8 @@ export default {
       const levels = Array.from({ length: 16 }, (_, q) => now.d * q + now.m);
       const seen = [...before.w, ...now.w, ...levels].filter(Number.isFinite);
       const low = Math.min(0, ...seen), high = Math.max(0, ...seen), room = 0.06 * (high - low) || 1;
-      const x = linear([-0.7, WEIGHTS - 0.3], [p.left, p.right]), y = linear([low - room, high + room], [p.bottom, p.top]);
+      const x = linear([-0.7, WEIGHTS - 0.3], [p.left, p.right]);
+      const y = linear([low - room, high + room], [p.bottom, p.top]);
       p.axisX(x, { label: "weight", values: [0, 8, 16, 24, 31] });
       p.axisY(y, { label: "value", grid: false });
       const line = v => svg("line", { class: "mq-grid", x1: p.left, x2: p.right, y1: y(v), y2: y(v) });
