@@ -2,7 +2,7 @@
 
     ============  ==================================================================
     ``AdaRound``  down or up, so that the layer's output changes least    chapter 9
-    ``GPTQ``      column by column; the rest makes up for each error     chapter 18
+    ``GPTQ``      column by column; the rest makes up for each error     chapter 17
     ``Nearest``   to the nearest level, biases corrected                 chapter 8
     ============  ==================================================================
 

@@ -130,7 +130,8 @@ export default {
       const dot = (v, i, tone, r) => svg("circle", { class: `mq-area mq-${tone}`, cx: x(i), cy: y(v), r });
       const dots = (values, tone, r) => values.flatMap((v, i) => (Number.isFinite(v) ? [dot(v, i, tone(i), r)] : []));
       p.layer("before").replaceChildren(...dots(before.w, () => "grey", 5));
-      p.layer("now").replaceChildren(...dots(now.w, i => (own.length < WEIGHTS && own.includes(i) ? "red" : "blue"), 3.5));
+      const chosen = i => own.length < WEIGHTS && own.includes(i);
+      p.layer("now").replaceChildren(...dots(now.w, i => (chosen(i) ? "red" : "blue"), 3.5));
     };
 
     return w.start(() => {
