@@ -96,6 +96,11 @@ class Grid(NamedTuple):
         return type(self).quantize is Grid.quantize
 
     @property
+    def whole(self) -> bool:
+        """Whether a zero-point is one of its integers; ``minq.minimum`` has the grid without."""
+        return True
+
+    @property
     def signed(self) -> bool:
         """Whether it holds negative integers."""
         return self.quant_min < 0
@@ -147,6 +152,14 @@ class Grid(NamedTuple):
         """The real numbers at both ends: q_min = s (n - z), q_max = s (p - z)."""
         return scale * (self.quant_min - zero_point), scale * (self.quant_max - zero_point)
 
+    def hold(self, low: Array, high: Array) -> tuple[Array, Array]:
+        """The range, widened to contain 0, which has to be a level."""
+        return clamp(low, high=0.0), clamp(high, low=0.0)
+
+    def as_zero_point(self, v: Array, rounding: Rounding = round_half_even) -> Array:
+        """The zero-point next to a real number: whole, and on the grid."""
+        return self.clamp(rounding(v))
+
     def cover(
         self, low: Array, high: Array, *, symmetric: bool = False, power_of_two: bool = False
     ) -> tuple[Array, Array]:
@@ -177,7 +190,7 @@ class Grid(NamedTuple):
         (1.0, 1)
         """
         n, p = self
-        low, high = _range(low, high)
+        low, high = self.hold(*_range(low, high))
         xp, dtype = namespace(low), low.dtype
         if symmetric and not self.signed and bool(xp.any(low < 0)):
             raise ValueError(
@@ -198,8 +211,8 @@ class Grid(NamedTuple):
         scale = xp.where(low == high, xp.ones_like(scale), xp.maximum(scale, smallest))
         if power_of_two:
             scale = _round_up_to_power_of_two(scale)
-        zero_point = xp.zeros_like(scale) if symmetric else self.clamp(xp.round(n - low / scale))
-        return scale, xp.astype(zero_point, xp.int32)
+        zero_point = xp.zeros_like(scale) if symmetric else self.as_zero_point(n - low / scale)
+        return scale, xp.astype(zero_point, xp.int32) if self.whole else zero_point
 
 
 def integer_grid(bits: int | Grid, *, signed: bool = False, narrow_range: bool = False) -> Grid:
@@ -244,7 +257,7 @@ INT4 = integer_grid(4, signed=True)
 
 
 def _range(low: Array, high: Array) -> tuple[Array, Array]:
-    """A range in one float dtype, checked, and widened to contain 0."""
+    """A range in one float dtype, checked."""
     low = as_float(low, "low")
     dtype = compute_dtype(low)
     high = as_float(like(high, low, dtype, "high"), "high")
@@ -253,7 +266,7 @@ def _range(low: Array, high: Array) -> tuple[Array, Array]:
         raise ValueError(f"low {tuple(low.shape)} and high {tuple(high.shape)} differ in shape")
     if bool(namespace(low).any(low > high)):
         raise ValueError("low is above high; the range must be given as (low, high)")
-    return clamp(low, high=0.0), clamp(high, low=0.0)
+    return low, high
 
 
 def _round_up_to_power_of_two(scale: Array) -> Array:
@@ -318,8 +331,10 @@ def check_scale(scale: Array) -> Array:
 
 
 def check_zero_point(zero_point: Array, grid: Grid) -> Array:
-    """``zero_point``, which must be whole and on the grid."""
+    """``zero_point``, which must be whole and on the grid, or on a grid without, finite."""
     xp, (n, p) = namespace(zero_point), grid
+    if not grid.whole:
+        return as_float(zero_point, "zero_point")
     on_grid = (zero_point >= n) & (zero_point <= p) & (xp.round(zero_point) == zero_point)
     if not bool(xp.all(on_grid)):
         raise ValueError(

@@ -211,11 +211,11 @@ class Quantizer(nn.Module):
         self.batches.fill_(seen + 1)
 
     def scale_zero_point(self) -> tuple[Tensor, Tensor]:
-        """The scale and zero-point in use: positive, and whole and on the grid."""
+        """The scale, positive, and the zero-point in use, ready for the grid's formulas."""
         scale = self._learned_scale() if self._stage == "learn" else self.scale
         if self.symmetric:
             return scale, self.zero_point
-        return scale, self.grid.clamp(round_straight_through(self.zero_point))
+        return scale, self.grid.as_zero_point(self.zero_point, round_straight_through)
 
     def _learned_scale(self) -> Tensor:
         """2^log2_scale, or |scale| where it is trained itself; always with a gradient."""
@@ -292,6 +292,7 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         grid = [flag for flag in ("signed", "narrow_range") if getattr(self.grid, flag)]
         kind = [flag for flag in ("symmetric", "power_of_two") if getattr(self, flag)]
+        kind += [] if self.grid.whole else ["minimum"]
         per = [f"{k}={v}" for k, v in vars(self.granularity).items() if v is not None]
         half = 2 ** (self.bits - 1)
         usual = {(0, 2 * half - 1), (-half, half - 1), (1 - half, half - 1)}

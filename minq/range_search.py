@@ -73,7 +73,7 @@ def search(
     def start(low: Array, high: Array) -> Candidate:
         scale, zero_point = grid.cover(low, high, symmetric=symmetric)
         zero_point = xp.astype(zero_point, unit.dtype)
-        return candidate(scale, zero_point, clamp(low, high=0.0), clamp(high, low=0.0))
+        return candidate(scale, zero_point, *grid.hold(low, high))
 
     def on_grid(scale: Array, zero_point: Array) -> Candidate:
         return candidate(scale, zero_point, *grid.limits(scale, zero_point))
@@ -87,9 +87,11 @@ def search(
             best = best.or_cheaper(on_grid(center.scale * (1 + step), center.zero_point))
         if symmetric:
             continue
-        center, far = best, math.ceil(share / 4 * grid.steps)
+        center, far = best, share / 4 * grid.steps
+        far = math.ceil(far) if grid.whole else far
         for shift in (-far, far):
-            best = best.or_cheaper(on_grid(center.scale, grid.clamp(center.zero_point + shift)))
+            moved = grid.as_zero_point(center.zero_point + shift)
+            best = best.or_cheaper(on_grid(center.scale, moved))
     return best.low, best.high
 
 
@@ -121,6 +123,22 @@ def squared_error(x: Array, scale: Array, zero_point: Array, grid: Grid) -> Arra
     return total
 
 
+def partial_ranges(ends: Range, grid: Grid) -> list[Range]:
+    """Ranges that start at the smallest value, and have the largest at some earlier level than p.
+
+    For grids with a minimum. Data that are on such a grid already, as weights from a file, and
+    reach few of its levels, have no error on one of these.
+
+    Args:
+        ends: smallest and largest value of each row, (rows, 1).
+
+    >>> [(low, round(high, 3)) for low, high in partial_ranges((1.0, 2.0), Grid(0, 3))]
+    [(1.0, 4.0), (1.0, 2.5)]
+    """
+    (low, high), p = ends, grid.steps
+    return [(low, low + (high - low) * (p / k)) for k in range(max(1, p - 15), p)]
+
+
 def solve_noise_model(x: Array, ends: Range, grid: Grid, *, symmetric: bool) -> Range:
     """Minimise a model of eq. (16), in which rounding adds s^2 / 12 to each of N values,
 
@@ -137,9 +155,15 @@ def solve_noise_model(x: Array, ends: Range, grid: Grid, *, symmetric: bool) -> 
         ends: smallest and largest value of each row, (rows, 1).
 
     Returns:
-        low <= 0 <= high, (rows, 1) each, inside the range of min-max.
+        low <= 0 <= high, (rows, 1) each, inside the range of min-max; on a ``MinimumGrid`` around
+        the mean in place of 0.
     """
     xp = namespace(x)
+    if not grid.whole:  # the values lie around their mean, as others do around 0
+        center = xp.mean(x, axis=1, keepdims=True)
+        ends = (ends[0] - center, ends[1] - center)
+        low, high = solve_noise_model(x - center, ends, Grid(*grid), symmetric=symmetric)
+        return low + center, high + center
     sample = x[:, :: max(1, x.shape[1] // BLOCK)]
     # A little inside the optimum of a Gaussian: from there, Newton's steps never go too far.
     start = (1 + math.log2(grid.steps) / 3) * xp.mean(xp.abs(sample), axis=1, keepdims=True)

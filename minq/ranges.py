@@ -31,7 +31,7 @@ from minq._checks import Array, as_float, clamp, compute_dtype, like, namespace
 from minq.channel_groups import channel_groups
 from minq.granularity import Granularity
 from minq.grid import Grid, integer_grid
-from minq.range_search import Range, search, solve_noise_model, squared_error
+from minq.range_search import Range, partial_ranges, search, solve_noise_model, squared_error
 
 # --- What is seen: eq. (14), (15) and percentiles -------------------------------------------------
 
@@ -163,6 +163,7 @@ def mse(
     def estimate(rows: Array) -> Range:
         ends = _row_min_max(rows)
         starts = [ends, solve_noise_model(rows, ends, grid, symmetric=symmetric)]
+        starts += [] if grid.whole else partial_ranges(ends, grid)
         cost = lambda scale, zero_point: squared_error(rows, scale, zero_point, grid)  # noqa: E731
         return search(cost, starts, grid, symmetric=symmetric)
 

@@ -14,7 +14,11 @@ from typing import Any
 from minq._checks import check_count
 from minq.estimators import MSE, Grouped, Output, as_estimator
 from minq.grid import Grid, integer_grid
+from minq.minimum import MinimumGrid
 from minq.quantizer import Quantizer
+
+ZERO_POINTS = (None, "integer", "real")
+"""What may stand in a weight's grid for the number 0."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,9 @@ class Scheme:
         weights, activations: bits, 1 to 16, or a ``Grid``, or None for none of that kind.
         per_channel: one scale for each output channel of a weight, or else for each tensor.
         group_size: one scale for so many weights of a channel; needs ``per_channel``.
+        weight_zero_point: None, a signed grid around zero; "integer", an unsigned one that is
+            moved by an integer, as for activations; or "real", one that starts at the real minimum
+            of its weights, see ``minq.minimum``.
         symmetric: activations too get a signed grid without zero-point.
         groups: the last axis of an activation gets so many ranges, see ``ranges.grouped``.
         weight_range, activation_range: an estimator of ``minq.estimators``, its short form
@@ -47,6 +54,7 @@ class Scheme:
     activations: int | Grid | None = 8
     per_channel: bool = False
     group_size: int | None = None
+    weight_zero_point: str | None = None
     symmetric: bool = False
     groups: int | None = None
     weight_range: Any = MSE()
@@ -55,8 +63,13 @@ class Scheme:
     layers: Mapping[str, Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
+        if self.weight_zero_point not in ZERO_POINTS:
+            raise ValueError(
+                f"weight_zero_point must be None, 'integer' or 'real', not "
+                f"{self.weight_zero_point!r}"
+            )
         if self.weights is not None:
-            integer_grid(self.weights, signed=True)
+            self.weight_grid()
         if self.activations is not None:
             integer_grid(self.activations, signed=self.symmetric)
         for name in ("group_size", "groups"):
@@ -112,14 +125,25 @@ class Scheme:
         pattern = self.pattern_of(names)
         return self if pattern is None else self.with_pattern(pattern)
 
+    def weight_grid(self) -> Grid:
+        """The integers of weights, where these are quantized."""
+        assert self.weights is not None
+        grid = integer_grid(self.weights, signed=self.weight_zero_point is None)
+        if self.weight_zero_point != "real":
+            return grid
+        if not grid.even:
+            raise ValueError(
+                f"{grid} has steps that differ, and no minimum; leave weight_zero_point=None"
+            )
+        return MinimumGrid(*grid)
+
     def weight_quantizer(self, axis: int | None) -> Quantizer | None:
         """A quantizer for a weight whose output channels lie along ``axis``, if it has one."""
         if self.weights is None:
             return None
         return Quantizer(
-            self.weights,
-            signed=True,
-            symmetric=True,
+            self.weight_grid(),
+            symmetric=self.weight_zero_point is None,
             axis=axis if self.per_channel else None,
             group=self.group_size,
             estimator=self.weight_range,

@@ -99,9 +99,13 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, scale, zero_point, grid):
-        u = torch.div(x, scale).round_()
+        u = torch.div(x, scale)
+        if grid.whole:
+            u.round_()  # before the zero-point is added: it decides no tie
         if zero_point is not None:
             u.add_(zero_point)
+        if not grid.whole:
+            u.round_()
         x_hat = u.clamp(*grid)  # eq. (4)
         inside = torch.eq(u, x_hat, out=u) if any(ctx.needs_input_grad) else None
         if not grid.even:

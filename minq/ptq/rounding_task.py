@@ -30,7 +30,7 @@ class RoundingTask:
 
     x: (groups, rows, K). target: f_a(y), (groups, rows, outputs). bias: (groups, 1, outputs).
     s: (groups, outputs, 1).
-    u: W / s. base: floor(u) on the grid, without the zero-point. fraction: u - floor(u), the h of
+    u: W / s. base: floor(u + z) on the grid, without z. fraction: u + z - floor(u + z), the h of
         the weight itself. free: whether h may be 1; elsewhere the grid has ended.
     nearest: the weight rounded to nearest.
     """
@@ -54,10 +54,10 @@ class RoundingTask:
         self.target = self.f(y)
         self.s, z = (t.expand(len(flat), 1).reshape(*w.shape[:2], 1) for t in (s, z))
         self.u = u = w / self.s
-        below = u.floor() + z  # the level below each weight, on the grid or not
+        below = (u + z).floor()  # the level below each weight, on the grid or not
         self.free = (below >= grid.quant_min) & (below < grid.quant_max)
         self.base = grid.clamp(below) - z
-        self.fraction = torch.where(self.free, u - u.floor(), 0)
+        self.fraction = torch.where(self.free, u + z - below, 0)
         self.nearest = grid.fake_quantize(w, self.s, z)
 
     def output(self, weight: Tensor) -> Tensor:

@@ -132,6 +132,11 @@ class Compiler:
         if quantizer.stage == "observe":
             raise RuntimeError(f"{node.target} still observes; call freeze on every quantizer")
         scale, zero_point = (v.detach().double() for v in quantizer.scale_zero_point())
+        if not quantizer.grid.whole:
+            raise ValueError(
+                f"{node.target} has a real minimum, which no integer stands for; quantize with "
+                'weight_zero_point="integer"'
+            )
         if isinstance(form, Parameter):
             return self._constant_form(node, quantizer, form.values, scale, zero_point)
         if scale.ndim:

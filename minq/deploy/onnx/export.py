@@ -94,6 +94,11 @@ def _check(name: str, quantizer: Quantizer, weight: bool) -> None:
             f"quantizer {name} is not frozen but at stage {quantizer.stage!r}; calibrate the "
             "network first, as minq.ptq does, and freeze its quantizers"
         )
+    if not quantizer.grid.whole:
+        raise ValueError(
+            f"quantizer {name} has a real minimum, which DequantizeLinear has no place for; "
+            'quantize with weight_zero_point="integer"'
+        )
     group = quantizer.granularity.group
     if group is not None and not weight:
         raise ValueError(
