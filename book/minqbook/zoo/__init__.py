@@ -19,6 +19,12 @@ __all__, __getattr__, __dir__ = lazily(
         ),
         "sentence_encoder": "MiniLM minilm minilm_tokenizer tokenize windows",
         "paraphrases": "sentence_pairs sentences",
+        "smollm": (
+            "chat generate has_smollm2 smollm2 smollm2_file smollm2_gguf smollm2_tokenizer"
+        ),
+        "decoder": "Decoder",
+        "gguf": "GGUF",
+        "speeches": "prose token_rows",
         "data": "scenes",
         "text": "reviews spell",
         "models": "EfficientNetLite",
