@@ -25,9 +25,9 @@ abc -g {gates}
 opt_clean
 write_json modules.json
 flatten
-opt_clean
+opt_clean -purge
 ltp -noff
-write_verilog -noattr netlist.v
+{netlist}
 """
 
 
@@ -39,7 +39,7 @@ class Circuit(NamedTuple):
     adder: int  # all other gates: they add, choose the bias, keep a sum in its range
     flip_flops: int
     depth: int  # gates on the longest way from a flip-flop or input to the next
-    netlist: str  # the gates as one flat module of Verilog
+    netlist: str = ""  # the gates as one flat module of Verilog, where it was asked for
 
     @property
     def cells(self) -> int:
@@ -69,7 +69,12 @@ def version(command: str | None = None) -> str:
 
 
 def synthesize(
-    top: str, sources: tuple[str, ...], command: str | None = None, **parameters: int
+    top: str,
+    sources: tuple[str, ...],
+    command: str | None = None,
+    *,
+    netlist: bool = False,
+    **parameters: int,
 ) -> Circuit:
     """Turn a module into gates, each submodule by itself, so that they can be counted apart.
 
@@ -80,6 +85,7 @@ def synthesize(
         top: the module.
         sources: files of ``SOURCES``.
         command: which Yosys (default: ``program()``).
+        netlist: whether the circuit itself is wanted too.
         parameters: of the module.
 
     Returns:
@@ -101,18 +107,19 @@ def synthesize(
             parameters=f"chparam {values} {top}" if values else "",
             top=top,
             gates=GATES,
+            netlist="write_verilog -noattr netlist.v" if netlist else "",
         )
         (folder / "script.ys").write_text(text)
         run = subprocess.run([command, "script.ys"], cwd=folder, capture_output=True, text=True)
         if run.returncode:
             raise RuntimeError(f"Yosys stopped:\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
         modules = json.loads((folder / "modules.json").read_text("utf-8"))["modules"]
-        netlist = (folder / "netlist.v").read_text("utf-8")
+        flat = (folder / "netlist.v").read_text("utf-8") if netlist else ""
     found = re.findall(r"Longest topological path in .*\(length=(\d+)\)", run.stdout)
     (root,) = (m for m, v in modules.items() if _plain(m, v) == top)
     count = _count(root, modules, "adder")
     return Circuit(*(count[k] for k in ("multiplier", "extra", "adder", "flip_flops")),
-                   depth=int(found[-1]), netlist=netlist)  # fmt: skip
+                   depth=int(found[-1]), netlist=flat)  # fmt: skip
 
 
 def _plain(name: str, module: dict[str, Any]) -> str:

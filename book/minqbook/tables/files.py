@@ -39,7 +39,15 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if path.exists() else {"records": []}
 
 
-def complete(path: Path, name: str, table: Table, limit: int | None = None) -> dict[str, Any]:
+def complete(
+    path: Path,
+    name: str,
+    table: Table,
+    limit: int | None = None,
+    *,
+    command: str = "",
+    versions: dict[str, str] | None = None,
+) -> dict[str, Any]:
     """Measure the cells that a file does not have, and keep each as it comes.
 
     Args:
@@ -47,6 +55,8 @@ def complete(path: Path, name: str, table: Table, limit: int | None = None) -> d
         name: of the table, for the command that the file says it was made with.
         table: its cells, and how they are measured.
         limit: stop after so many cells.
+        command: that the file says it was made with (default: this package, and ``name``).
+        versions: of what else the numbers depend on.
 
     Returns:
         What is in the file then.
@@ -61,8 +71,9 @@ def complete(path: Path, name: str, table: Table, limit: int | None = None) -> d
         print(f"{number}/{len(todo)} {time.perf_counter() - start:6.1f} s  {record}", flush=True)
         result["records"].append(record)
         result |= {
-            "command": f"python -m minqbook.tables {name}",
-            "versions": {"minq": minq.__version__, "torch": torch.__version__.partition("+")[0]},
+            "command": command or f"python -m minqbook.tables {name}",
+            "versions": {"minq": minq.__version__, "torch": torch.__version__.partition("+")[0]}
+            | (versions or {}),
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
             "date": datetime.date.today().isoformat(),
         }
