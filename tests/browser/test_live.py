@@ -106,7 +106,7 @@ def test_every_live_cell_of_every_page_gives_the_stored_output(live_page, parse,
                     wrong.append(f"{name}, cell {index}: {got} instead of {expected}")
     measure("live-cells", cells=count, seconds=time.monotonic() - began)
     assert not wrong, "\n\n".join(wrong)
-    assert count > 45
+    assert count > 95
 
 
 def test_chapters_3_and_4_are_live_as_a_whole(live_page):
