@@ -8,6 +8,7 @@ Each is a rule of ``minq.ranges`` with its settings:
     ``MSE()``          the least squared error, eq. (16)
     ``Output()``       ``MSE()``, unless the next operators' outputs prefer another range
     ``Grouped()``      one range for each of a few groups of channels, by another estimator
+    ``Shrunk()``       a given share of all of the data
     ``Custom()``       a function of one's own
     =================  ====================================================================
 
@@ -115,6 +116,22 @@ class Grouped(Estimator):
     def find(self, x, quantizer, granularity) -> Range:
         estimate = lambda channels: self.estimator.find(channels, quantizer, Granularity())  # noqa: E731
         return ranges.grouped(x, self.count, estimate, axis=granularity.axis)
+
+
+@dataclass(frozen=True, eq=False)
+class Shrunk(Estimator):
+    """A share of all the data's range, for each scale its own; ``minq.ptq.awq`` finds them.
+
+    It shrinks towards 0, or where a grid has a minimum, towards its middle.
+    """
+
+    shares: Tensor
+
+    def find(self, x, quantizer, granularity) -> Range:
+        low, high = ranges.min_max(x, axis=granularity.axis, group=granularity.group)
+        center = 0 * low if quantizer.grid.whole else (low + high) / 2
+        shares = self.shares.to(low)
+        return center + shares * (low - center), center + shares * (high - center)
 
 
 @dataclass(frozen=True)

@@ -410,7 +410,7 @@ def test_large_activations_are_sampled_from_all_channels():
     (dict(calibration=None), ValueError, "give calibration data, or an example"),
     (dict(rounding="best"), ValueError, "rounding must be one of adaround, nearest"),
     (dict(rounding=AdaRound), TypeError, r"an object such as AdaRound\(\), or one of adaround"),
-    (dict(equalize="no"), TypeError, r"True, False, an Equalize\(\) or a Balance\(\)"),
+    (dict(equalize="no"), TypeError, r"True, False, or an object such as Equalize\(\)"),
     (dict(scheme={"weights": 4}), TypeError, "must be a minq.Scheme, not dict"),
     (dict(sweeps=3), TypeError, "no setting sweeps; a scheme has weights, activations"),
     (dict(calibration=None, example=data(2), rounding=AdaRound()), ValueError, "needs calibration"),

@@ -40,7 +40,9 @@ class NodeNotes:
     constant: bool = False
     """Whether parameters and buffers alone decide its value (written by ``mark_constants``)."""
     smoothing: bool = False
-    """Whether it is a factor that ``minq.ptq.smooth`` left: a product with it only rescales."""
+    """Whether it is a factor that ``minq.ptq.places`` left: a product with it only rescales."""
+    shares: Tensor | None = None
+    """Of a weight, the share of its range that ``minq.ptq.awq`` found best for each scale."""
 
 
 @dataclass(frozen=True)
@@ -117,3 +119,5 @@ def convert_notes(gm: fx.GraphModule, convert: Callable[[Tensor], Tensor]) -> No
     for node in gm.graph.nodes:
         if (known := notes_of(node).statistics) is not None:
             note(node, statistics=Statistics(*map(convert, known)))
+        if (shares := notes_of(node).shares) is not None:
+            note(node, shares=convert(shares))

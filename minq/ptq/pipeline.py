@@ -17,18 +17,18 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
 
 from minq import graph
 from minq._work import Bar
+from minq.estimators import Shrunk
 from minq.export import capture, outside
 from minq.fold import fold
 from minq.graph.batches import as_batches, batches_of
 from minq.ptq import channels, readers
-from minq.ptq.balance import Balance
 from minq.ptq.before import set_rounded_weight
 from minq.ptq.checkpoint import Store
 from minq.ptq.correction import correct_bias
@@ -38,6 +38,14 @@ from minq.ptq.walk import Walk
 from minq.quantizer import Quantizer
 from minq.scheme import Scheme
 from minq.simulate import insert_quantizers, is_quantizer, is_weight, weight_quantizers
+
+
+@runtime_checkable
+class Equalization(Protocol):
+    """What changes channels before the quantizers come, and leaves the network's function."""
+
+    def apply(self, gm: fx.GraphModule, batches: Sequence[Any], scheme: Scheme) -> None:
+        """Change ``gm``, a captured network; ``batches`` are of ``minq.graph.batches``."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,6 @@ class Equalize:
         channels.check_relu6(self.relu6)
 
     def apply(self, gm: fx.GraphModule, batches: Sequence[Any], scheme: Scheme) -> None:
-        """Change the channels of ``gm``; as ``Balance``, which looks at the data and the bits."""
         channels.equalize_graph(gm, relu6=self.relu6, max_scale=self.max_scale)
         if self.absorb:
             channels.absorb_biases(gm)
@@ -71,7 +78,7 @@ def ptq(
     *,
     scheme: Scheme | None = None,
     rounding: str | Rounding | None = None,
-    equalize: bool | Equalize | Balance = True,
+    equalize: bool | Equalization = True,
     example: Any = None,
     input_range: tuple[float, float] | None = None,
     checkpoint: str | Path | None = None,
@@ -92,7 +99,8 @@ def ptq(
         rounding: ``AdaRound()``, the default with data; ``GPTQ()``; or ``Nearest()``, the default
             without. Or a short form of these, see ``minq.ptq.rounding``.
         equalize: whether to equalize layers first, or how: ``Equalize()``, the default, for even
-            ranges, or ``Balance()`` for the least noise behind all layers, judged on the data.
+            ranges; ``Balance()`` for the least noise behind all layers, judged on the data; for
+            transformers ``Smooth()``, for the sake of activations, or ``AWQ()``, of weights.
         example, input_range: without data, something to call the model with once, and the range of
             its inputs, by default the example's.
         checkpoint: a file that keeps the rounded layers, so that a stopped run goes on from there.
@@ -116,9 +124,10 @@ def ptq(
     if calibration is None and rounding.needs_data:
         raise ValueError(f"{rounding} needs calibration data; without data pass Nearest()")
     equalize = Equalize() if equalize is True else equalize
-    if not isinstance(equalize, bool | Equalize | Balance):
+    if isinstance(equalize, type) or not isinstance(equalize, bool | Equalization):
         raise TypeError(
-            f"equalize must be True, False, an Equalize() or a Balance(), not {equalize!r}"
+            "equalize must be True, False, or an object such as Equalize(), Balance(), Smooth() or "
+            f"AWQ(), not {equalize!r}"
         )
     if isinstance(model, nn.Module) and any(isinstance(m, Quantizer) for m in model.modules()):
         raise ValueError(
@@ -158,6 +167,8 @@ def set_weight_ranges(gm: fx.GraphModule) -> fx.GraphModule:
     for node in gm.graph.nodes:
         if is_quantizer(node) and node.args[0].op == "get_attr":
             quantizer = gm.get_submodule(node.target)
+            if (shares := graph.notes_of(node.args[0]).shares) is not None:
+                quantizer.estimator = Shrunk(shares)
             quantizer.observe()(graph.get(gm, node.args[0].target).detach())
             quantizer.freeze()
     return gm

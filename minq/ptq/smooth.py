@@ -1,17 +1,19 @@
-"""Smoothing: range moved from the activations of a layer norm into the weights that read them.
+"""Smoothing: range moved from the activations behind a norm into the weights that read them.
 
-A layer norm ends with a factor gamma_i and a shift beta_i for each channel. Divide both by s_i, and
-multiply what reads channel i by s_i:
+Layer norm and RMS norm end with a factor gamma_i for each channel, layer norm also with a shift
+beta_i. Divide both by s_i, and multiply what reads channel i by s_i:
 
     W x = (W S) (S^-1 x)
 
-In a transformer that normalizes behind each addition (BERT), the residual branch reads the layer
-norm's output too. There the factor stays an operator of its own, x * s, which costs hardware a
-requantization for each channel. The function of the network does not change.
+s_i is chosen to balance the largest values on both sides, see ``equalize.smoothing_scales``;
+``minq.ptq.places`` knows which layers read which norm. ``minq.ptq.awq`` moves scales in the same
+places the other way round, for the sake of the weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,10 +22,35 @@ from torch import Tensor, fx
 from minq import graph
 from minq.graph.batches import batches_of
 from minq.ptq import equalize
+from minq.ptq.places import places, scale_place
+from minq.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """How ``minq.ptq`` equalizes: activations behind norms smooth, at the cost of the weights.
+
+    Args:
+        alpha: 0 evens out the weights, 1 the activations, 1/2 both alike.
+
+    Raises:
+        ValueError: alpha outside of [0, 1].
+
+    >>> Smooth(0.75)
+    Smooth(alpha=0.75)
+    """
+
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        equalize.smoothing_scales([1.0], [1.0], self.alpha)
+
+    def apply(self, gm: fx.GraphModule, batches: Sequence[Any], scheme: Scheme) -> None:
+        _smooth(gm, batches, self.alpha)
 
 
 def smooth(gm: fx.GraphModule, data: Any, *, alpha: float = 0.5) -> fx.GraphModule:
-    """Smooth the output of every layer norm that linear layers read.
+    """Smooth the output of every norm that linear layers read.
 
     Args:
         gm: a captured graph without quantizers; it is changed.
@@ -33,38 +60,22 @@ def smooth(gm: fx.GraphModule, data: Any, *, alpha: float = 0.5) -> fx.GraphModu
     Returns:
         ``gm`` itself.
     """
-    sites = {node: _readers(node) for node in gm.graph.nodes if _scalable(gm, node)}
-    sites = {node: readers for node, readers in sites.items() if readers}
-    largest = _largest(gm, batches_of(gm, data), sites)
-    for node, readers in sites.items():
-        for reader in readers:
-            graph.own_weight(gm, reader)
-        weights = [graph.weight_of(gm, reader) for reader in readers]
-        ranges = torch.stack([equalize.input_ranges(w) for w in weights]).amax(0)
-        s = equalize.smoothing_scales(largest[node], ranges, alpha)
-        for parameter in node.args[2:4]:
-            if parameter is not None:
-                graph.put(gm, parameter.target, graph.get(gm, parameter.target).detach() / s)
-        for reader, weight in zip(readers, weights, strict=True):
-            graph.set_weight(gm, reader, equalize.scale_inputs(weight, s))
-        _restore(gm, node, [user for user in node.users if user not in readers], s)
+    return _smooth(gm, batches_of(gm, data), alpha)
+
+
+def _smooth(gm: fx.GraphModule, batches: Sequence[Any], alpha: float) -> fx.GraphModule:
+    found = [place for place in places(gm, batches[0]) if place.norm]
+    largest = _largest(gm, batches, {place.maker for place in found})
+    for place in found:
+        ranges = torch.zeros_like(largest[place.maker])
+        for reader, index in place.readers.items():
+            read = equalize.input_ranges(graph.weight_of(gm, reader))
+            ranges.scatter_reduce_(0, index, read.to(ranges), "amax")
+        scale_place(gm, place, equalize.smoothing_scales(largest[place.maker], ranges, alpha))
     return graph.tidy(gm)
 
 
-def _scalable(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """A layer norm over the last axis, with parameters that nothing else uses."""
-    if graph.op(node) != "layer_norm" or len(node.args[1]) != 1:
-        return False
-    gamma, beta = (*node.args[2:4], None, None)[:2]
-    given = [p for p in (gamma, beta) if p is not None]
-    return gamma is not None and all(p.op == "get_attr" and len(p.users) == 1 for p in given)
-
-
-def _readers(node: fx.Node) -> list[fx.Node]:
-    return [u for u in node.users if graph.op(u) == "linear" and graph.is_layer(u)]
-
-
-def _largest(gm: fx.GraphModule, batches: list[list[Any]], nodes: Any) -> dict[fx.Node, Tensor]:
+def _largest(gm: fx.GraphModule, batches: Sequence[Any], nodes: Any) -> dict[fx.Node, Tensor]:
     """The largest size of each channel (last axis) on all data."""
     found: dict[fx.Node, Tensor] = {}
 
@@ -80,20 +91,3 @@ def _largest(gm: fx.GraphModule, batches: list[list[Any]], nodes: Any) -> dict[f
         for batch in batches:
             Look(gm).run(*batch)
     return found
-
-
-def _restore(gm: fx.GraphModule, node: fx.Node, users: list[fx.Node], s: Tensor) -> None:
-    """Multiply by s in front of all that is no linear layer."""
-    if not users:
-        return
-    name = graph.unused(gm, f"{node.name}_smoothing")
-    gm.register_buffer(name, s)
-    with gm.graph.inserting_after(node):
-        constant = gm.graph.get_attr(name)
-    with gm.graph.inserting_after(constant):
-        product = gm.graph.call_function(torch.ops.aten.mul.Tensor, (node, constant))
-    product.meta.update(node.meta)
-    constant.meta["val"] = s
-    graph.note(constant, smoothing=True)
-    for user in users:
-        user.replace_input_with(node, product)
