@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_map_only
 
 from minq import graph
 from minq.ptq import equalize
@@ -219,6 +218,6 @@ class _Follow(fx.Interpreter):
         return label if homogeneous and scaled_bounds(n) is None else None
 
     def _lost(self, maker: fx.Node, user: fx.Node) -> None:
-        """What the user makes of the channels is no input of linear layers, or not of them alone."""
+        """What the user makes of the channels is not read by linear layers alone."""
         if user not in self.places[maker].others:
             self.places[maker].others.append(user)
