@@ -13,12 +13,16 @@ scale s places the grid as in ``minq.affine``:
 
 ``axis`` and ``group`` mean what they mean there. In the microscaling formats (MX) of the Open
 Compute Project, 32 numbers share a scale that is a power of two, stored in 8 bits (E8M0).
+
+NF4 of QLoRA (Dettmers et al. 2023) goes further: 16 levels where a normal distribution has as many
+values between any two, for weights only, in blocks of 64 whose largest is 1.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from array_api_compat import is_array_api_obj, is_torch_array
@@ -27,6 +31,7 @@ from minq import ranges
 from minq._checks import (
     Array,
     as_float,
+    check_bits,
     clamp,
     compute_dtype,
     like,
@@ -34,7 +39,7 @@ from minq._checks import (
     saturating_cast,
 )
 from minq.granularity import Granularity
-from minq.grid import Rounding, check_scale, round_half_even
+from minq.grid import Grid, Rounding, check_scale, round_half_even
 
 BLOCK = 32
 """Numbers that share a scale in the MX formats."""
@@ -246,6 +251,100 @@ def mx_fake_quantize(
     """
     scale = mx_scale(x, format, axis=axis, block=block)
     return fake_quantize_float(x, format, scale, axis=axis, group=block)
+
+
+# --- Levels where a normal distribution is dense --------------------------------------------------
+
+
+def normal_levels(bits: int = 4) -> np.ndarray:
+    """The 2^b levels of NormalFloat, ascending from -1 to 1, 0 among them, float64.
+
+    They are quantiles Q of the standard normal distribution, at probabilities p that are evenly
+    spaced on each side. With N = 2^(b-1), there are N positive levels, N - 1 negative ones, and 0:
+
+        Q(p) / Q(delta)     at the first N of N + 1 values of p, evenly from delta to 1/2
+        -Q(p) / Q(delta)    at the first N - 1 of N
+        delta = 1 - (1 / (4N - 2) + 1 / (4N)) / 2, between the middles of the last bins
+
+    Args:
+        bits: b, from 2 to 8.
+
+    Returns:
+        (2^b,).
+
+    >>> normal_levels(2).round(3)
+    array([-1.   ,  0.   ,  0.436,  1.   ])
+    """
+    if not 2 <= check_bits(bits) <= 8:
+        raise ValueError(f"bits must be from 2 to 8, not {bits}")
+    half = 2 ** (bits - 1)
+    delta = 1 - (1 / (4 * half - 2) + 1 / (4 * half)) / 2
+    below, above = (
+        [NormalDist().inv_cdf(p) for p in np.linspace(delta, 0.5, n)[:-1]] for n in (half, half + 1)
+    )
+    levels = np.array([*(-v for v in below), 0.0, *reversed(above)])
+    return levels / levels[-1]
+
+
+class NF4Grid(Grid):
+    """The 16 levels of NF4 in place of integers from -1 to 1; the scale is the largest |x|.
+
+    Given where bits are, ``weights=minq.floats.NF4``. Its levels are no integers, so that a network
+    on them stays a simulation.
+    """
+
+    __slots__ = ()
+
+    @property
+    def bits(self) -> int:
+        return 4
+
+    @property
+    def real(self) -> str:
+        return "levels that are no integers"
+
+    def quantize(
+        self, x: Array, scale: Array, zero_point: Array, rounding: Rounding = round_half_even
+    ) -> Array:
+        """The level next to x / s. Between two levels it goes to the lower one."""
+        u = self.clamp(x / scale)
+        xp = namespace(u)
+        levels = like(_NF4_LEVELS, u, u.dtype, "levels")
+        flat = xp.reshape(u.detach() if is_torch_array(u) else u, (-1,))
+        index = xp.searchsorted((levels[1:] + levels[:-1]) / 2, flat)
+        level = xp.reshape(levels[index], u.shape)
+        return u + (level - u).detach() if getattr(u, "requires_grad", False) else level
+
+
+_NF4_LEVELS = normal_levels(4).tolist()
+
+NF4 = NF4Grid(-1, 1)
+"""The grid of QLoRA's weights."""
+
+
+def nf4_fake_quantize(x: Array, *, axis: int | None = None, block: int = 64) -> Array:
+    """NF4 and back: each block to the levels of NF4 times its largest |x|.
+
+    Args:
+        x: float, any shape.
+        axis: of the channels, whose values are cut into blocks; by default all are one row.
+        block: so many values share a scale.
+
+    Returns:
+        The dtype and shape of x.
+
+    Raises:
+        TypeError, ValueError: as ``fake_quantize_float``.
+
+    >>> nf4_fake_quantize([4.0, -1.0, 0.3]).round(3)
+    array([ 4.   , -1.138,  0.318])
+    """
+    given = x.dtype if is_array_api_obj(x) else np.float64
+    most = _largest(x := as_float(x), axis, block)
+    xp, dtype = namespace(x), compute_dtype(x)
+    scale = xp.where(most > 0, most, xp.ones_like(most))
+    scale = Granularity(axis, block).align(scale, x.shape)
+    return saturating_cast(NF4.fake_quantize(xp.astype(x, dtype), scale, 0.0), given)
 
 
 def _check_signed(format: FloatFormat) -> None:

@@ -101,6 +101,11 @@ class Grid(NamedTuple):
         return True
 
     @property
+    def real(self) -> str:
+        """What of it is no integer, in words, so that integers cannot compute with it; or ""."""
+        return ""
+
+    @property
     def signed(self) -> bool:
         """Whether it holds negative integers."""
         return self.quant_min < 0

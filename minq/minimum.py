@@ -37,6 +37,10 @@ class MinimumGrid(Grid):
         return False
 
     @property
+    def real(self) -> str:
+        return "a real minimum"
+
+    @property
     def even(self) -> bool:
         return True
 

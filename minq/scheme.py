@@ -129,13 +129,12 @@ class Scheme:
         """The integers of weights, where these are quantized."""
         assert self.weights is not None
         grid = integer_grid(self.weights, signed=self.weight_zero_point is None)
-        if self.weight_zero_point != "real":
-            return grid
-        if not grid.even:
+        if self.weight_zero_point is not None and not grid.even:
             raise ValueError(
-                f"{grid} has steps that differ, and no minimum; leave weight_zero_point=None"
+                f"{grid} has steps that differ, and 0 among its levels; leave "
+                "weight_zero_point=None"
             )
-        return MinimumGrid(*grid)
+        return MinimumGrid(*grid) if self.weight_zero_point == "real" else grid
 
     def weight_quantizer(self, axis: int | None) -> Quantizer | None:
         """A quantizer for a weight whose output channels lie along ``axis``, if it has one."""

@@ -8,11 +8,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minq import floats
+import minq
+from minq import fake_quantize, floats, ranges, scale_zero_point, sqnr
 from minq.floats import E2M1, E4M3, E5M2, E8M0, FORMATS, FloatFormat
+from minq.ptq import GPTQ, Nearest
+from minq.straight_through import fake_quantize_trained
 
 ORACLE = {
     E4M3: ml_dtypes.float8_e4m3fn,
@@ -170,3 +173,90 @@ def test_it_refuses(call, error, words):
 
 def test_the_formats_have_names_of_their_own():
     assert len({f.name for f in FORMATS}) == len(FORMATS)
+
+
+# --- NF4 ------------------------------------------------------------------------------------------
+
+PUBLISHED = """-1.0 -0.6961928009986877 -0.5250730514526367 -0.39491748809814453
+-0.28444138169288635 -0.18477343022823334 -0.09105003625154495 0.0 0.07958029955625534
+0.16093020141124725 0.24611230194568634 0.33791524171829224 0.44070982933044434 0.5626170039176941 0.7229568362236023
+1.0"""  # QLoRA, appendix E
+
+
+def test_the_levels_of_nf4_are_the_published_ones():
+    published = np.array(PUBLISHED.split(), float)
+    np.testing.assert_allclose(floats.normal_levels(4), published, atol=5e-7)  # they took 7 digits
+    assert floats.normal_levels(4)[7] == 0
+    for bits in (2, 3, 5, 8):
+        levels = floats.normal_levels(bits)
+        assert len(levels) == 2**bits and (np.diff(levels) > 0).all() and 0 in levels
+        assert levels[0] == -1 and levels[-1] == 1
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=40), st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+def test_nf4_takes_the_nearest_level_of_each_block(values, block):
+    x, levels = np.array(values), np.array(PUBLISHED.split(), float)
+    got = floats.nf4_fake_quantize(x, block=block)
+    for k in range(0, len(x), block):
+        part = x[k : k + block]
+        most = abs(part).max()
+        best = abs(part[:, None] - most * levels).min(1)
+        np.testing.assert_allclose(abs(got[k : k + block] - part), best, atol=1e-6 * most)
+
+
+def test_nf4_of_numpy_and_torch_and_in_half_floats():
+    x = np.random.default_rng(0).normal(size=(6, 100)).astype(np.float32)
+    got = floats.nf4_fake_quantize(x, axis=0)
+    assert got.dtype == x.dtype
+    assert np.array_equal(floats.nf4_fake_quantize(torch.tensor(x), axis=0).numpy(), got)
+    assert floats.nf4_fake_quantize(torch.tensor(x).half(), axis=0).dtype == torch.float16
+    assert (floats.nf4_fake_quantize(np.zeros(5)) == 0).all()
+
+
+def test_nf4_suits_normal_weights_better_than_integers():
+    x = np.random.default_rng(1).normal(size=(64, 64))
+    scale, _ = scale_zero_point(*ranges.min_max(x, axis=0), 4, signed=True, symmetric=True)
+    integers = fake_quantize(x, scale, bits=4, signed=True, axis=0)
+    assert sqnr(x, floats.nf4_fake_quantize(x, axis=0)) > sqnr(x, integers) + 1
+
+
+def test_nf4_is_a_grid_of_weights():
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(128, 8), torch.randn(200, 128) @ torch.randn(128, 128) / 11
+    model.weight.data = torch.randn(8, 128)
+    given = {"weights": floats.NF4, "activations": None, "per_channel": True, "group_size": 64}
+    given |= {"equalize": False, "weight_range": "min_max", "progress": False}
+    loss = {}
+    for rounding in (Nearest(correct_bias=False), GPTQ()):
+        q = minq.ptq(model, x, rounding=rounding, **given)
+        (quantizer,) = minq.quantizers(q).values()
+        assert quantizer.bits == 4
+        weight = quantizer(q.get_parameter("weight")).detach()
+        with torch.no_grad():
+            loss[type(rounding)] = float((q(x) - model(x)).square().mean())
+        if rounding == GPTQ():
+            torch.testing.assert_close(weight, q.get_parameter("weight").detach())
+        else:
+            expected = floats.nf4_fake_quantize(model.weight.detach(), axis=0)
+            torch.testing.assert_close(weight, expected)
+    assert loss[GPTQ] < 0.8 * loss[Nearest]
+    least = minq.ptq(model, x, rounding="nearest", **given | {"weight_range": "mse"})
+    searched = minq.graph.rounded_weight_of(least, minq.graph.layers(least)[""])
+    before, after = ((model.weight - w).square().sum() for w in (expected, searched))
+    assert after < before
+    with pytest.raises(ValueError, match="levels that are no integers"):
+        minq.to_integer(q)
+    with pytest.raises(ValueError, match="gptq"):
+        minq.ptq(model, x, **given | {"group_size": None})
+    with pytest.raises(ValueError, match="leave weight_zero_point=None"):
+        minq.Scheme(weights=floats.NF4, weight_zero_point="integer")
+
+
+def test_gradients_pass_nf4_straight_through():
+    x = torch.tensor([-2.0, 0.3, 0.9], requires_grad=True)
+    one, zero = torch.tensor(1.0), torch.tensor(0.0)
+    floats.NF4.fake_quantize(x, one, zero, minq.round_straight_through).sum().backward()
+    assert x.grad.tolist() == [0, 1, 1]
+    assert torch.equal(fake_quantize_trained(x, one, None, floats.NF4),
+                       floats.NF4.fake_quantize(x.detach(), one, zero))  # fmt: skip

@@ -45,6 +45,11 @@ class Again(Sequence):
 class Integers(Sequence):
     """The values behind a quantizer of up to 8 bits, each in one byte."""
 
+    @staticmethod
+    def fit(quantizer: Quantizer) -> bool:
+        """Whether its values are integers of one byte, on one scale."""
+        return quantizer.bits <= 8 and not quantizer.scale.ndim and not quantizer.grid.real
+
     def __init__(self, quantizer: Quantizer, values: Iterable[Tensor]) -> None:
         self.scale, self.zero_point = (v.detach() for v in quantizer.scale_zero_point())
         self.grid, self.codes = quantizer.grid, []
@@ -89,7 +94,7 @@ class Storage:
         first, count = compute(0), len(self.lengths)
         everything = chain([first], map(compute, range(1, count)))
         if (size := self.size(first)) > self.kept:
-            if quantizer is not None and quantizer.bits <= 8 and not quantizer.scale.ndim:
+            if quantizer is not None and Integers.fit(quantizer):
                 return Integers(quantizer, everything)
             if layers <= CHAIN and size > self.kept * 2 ** max(layers - 1, 0):
                 return Again(compute, count, layers)

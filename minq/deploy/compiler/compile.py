@@ -132,10 +132,10 @@ class Compiler:
         if quantizer.stage == "observe":
             raise RuntimeError(f"{node.target} still observes; call freeze on every quantizer")
         scale, zero_point = (v.detach().double() for v in quantizer.scale_zero_point())
-        if not quantizer.grid.whole:
+        if quantizer.grid.real:
             raise ValueError(
-                f"{node.target} has a real minimum, which no integer stands for; quantize with "
-                'weight_zero_point="integer"'
+                f"{node.target} has {quantizer.grid.real}; give weights bits, and "
+                'weight_zero_point=None or "integer"'
             )
         if isinstance(form, Parameter):
             return self._constant_form(node, quantizer, form.values, scale, zero_point)

@@ -94,10 +94,10 @@ def _check(name: str, quantizer: Quantizer, weight: bool) -> None:
             f"quantizer {name} is not frozen but at stage {quantizer.stage!r}; calibrate the "
             "network first, as minq.ptq does, and freeze its quantizers"
         )
-    if not quantizer.grid.whole:
+    if quantizer.grid.real:
         raise ValueError(
-            f"quantizer {name} has a real minimum, which DequantizeLinear has no place for; "
-            'quantize with weight_zero_point="integer"'
+            f"quantizer {name} has {quantizer.grid.real}, which DequantizeLinear has no place for; "
+            'give weights bits, and weight_zero_point=None or "integer"'
         )
     group = quantizer.granularity.group
     if group is not None and not weight:
