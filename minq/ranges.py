@@ -292,7 +292,7 @@ def batch_norm(
         )
     alpha = _number(alpha, "alpha")
     if not 0 < alpha < math.inf:
-        raise ValueError(f"alpha must be positive and finite, not {alpha}; the paper takes 6")
+        raise ValueError(f"alpha must be positive and finite, not {alpha}; Nagel et al. take 6")
     xp, dtype = namespace(gamma), compute_dtype(gamma)
     if is_torch_array(gamma):
         gamma, beta = gamma.detach(), beta.detach()

@@ -1,4 +1,4 @@
-"""Figure 5a equals figure 5b: every integer of the network on integers is the simulation's."""
+"""Figure 4a equals figure 4b: every integer of the network on integers is the simulation's."""
 
 import copy
 import math

@@ -119,7 +119,7 @@ def test_a_pair_meets_in_the_geometric_mean():
     r1, r2 = model[0].weight.abs().amax(1), model[2].weight.abs().amax(0)
     equalize_graph(gm)
     for r in ranges(gm, pair):
-        torch.testing.assert_close(r, (r1 * r2).sqrt())  # eq. (24)
+        torch.testing.assert_close(r, (r1 * r2).sqrt())  # eq. (22)
     agrees(gm, model, x)
 
 
@@ -442,7 +442,7 @@ def test_absorption_is_exact_where_everything_is_high(head):
     absorb_biases(gm)
     amount = (mean - 3 * variance.sqrt()).clamp(min=0)
     assert (amount > 40).all()
-    torch.testing.assert_close(graph.bias_of(gm, node), bias - amount)  # eq. (27), (28)
+    torch.testing.assert_close(graph.bias_of(gm, node), bias - amount)  # eq. (23)
     torch.testing.assert_close(graph.notes_of(node).statistics.mean, mean - amount)
     agrees(gm, model, x)
 
@@ -455,6 +455,24 @@ def test_absorption_stops_at_other_functions():
         gm = folded(model, x)
         absorb_biases(gm)
         agrees(gm, model, x)
+
+
+@pytest.mark.parametrize("activation, ceiling", [(nn.ReLU, 1e9), (nn.ReLU6, 6)])
+def test_absorption_by_data_keeps_the_function_on_them(activation, ceiling):
+    """What is absorbed is the lowest output on all batches, which the bias was chosen for."""
+    convs = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 2), nn.Conv2d(5, 2, 1)
+    layers = [convs[0], activation(), convs[1], activation(), convs[2]]
+    model = wild(nn.Sequential(*layers))  # no batch norm: nothing but the data tells
+    batches = [[noise(3, 3, 5, 5, seed=k).double().abs()] for k in (0, 1)]
+    x = torch.cat([batch for (batch,) in batches])
+    high = torch.tensor([0.9, 0.5, 0.0, 50.0])  # one too low to take anything, one above ReLU6
+    model[0].bias.data = high - model[0](x).detach().amin((0, 2, 3)) + model[0].bias.detach()
+    gm = folded(model, x)
+    old = [graph.bias_of(gm, node).clone() for node in graph.layers(gm).values()]
+    absorb_biases(gm, data=batches)
+    agrees(gm, model, x)
+    taken = old[0] - graph.bias_of(gm, graph.layers(gm)["0"])
+    torch.testing.assert_close(taken, torch.where(high < ceiling, high, 0).double())
 
 
 def test_no_bias_is_taken_without_a_promise():

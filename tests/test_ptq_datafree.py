@@ -197,7 +197,7 @@ def test_a_layer_without_bias_gets_the_correction():
     error = graph.rounded_weight_of(gm, node) - layer.weight.detach()
     torch.testing.assert_close(
         graph.bias_of(gm, node), -(error @ torch.full((4,), 2.0))
-    )  # eq. (30)
+    )  # eq. (25)
     with torch.no_grad():
         shift = (gm(x) - x @ graph.rounded_weight_of(gm, node).T).mean(0)
     torch.testing.assert_close(shift, graph.bias_of(gm, node), rtol=0, atol=1e-3)

@@ -10,6 +10,7 @@ from torch.nn.functional import conv2d, linear, relu
 from minq.ptq.equalize import (
     absorb_bias,
     absorbable,
+    absorbable_on,
     equalization_scales,
     equalize,
     input_ranges,
@@ -130,6 +131,21 @@ def test_three_deviations_are_left():
     assert b1.tolist() == [-3.0] and b2.tolist() == [6.0]
 
 
+@given(seed=seeds, rows=st.integers(1, 6))
+def test_what_data_allow_is_the_lowest_output_of_each_channel(seed, rows):
+    """Against a loop over all outputs; and one step more would be too much."""
+    w1, b1, w2 = random(seed, (4, 3, 2, 2), (4,), (5, 4, 2, 2))
+    x = torch.randn(rows, 3, 5, 5, dtype=torch.float64)
+    y = conv2d(x, w1, b1 + 3 * w1.abs().sum((1, 2, 3)))
+    c = absorbable_on(y)
+    lowest = [min(float(v) for v in y[:, k].flatten()) for k in range(4)]
+    assert c.tolist() == [max(0.0, v) for v in lowest]
+    moved, b2 = absorb_bias(torch.zeros(4).double(), w2, None, c)
+    before, after = conv2d(relu(y), w2), conv2d(relu(y + moved.reshape(-1, 1, 1)), w2, b2)
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-12 * float(before.abs().max()) * 16)
+    np.testing.assert_array_equal(absorbable_on(y.movedim(1, -1).numpy(), axis=-1), c.numpy())
+
+
 def test_numpy_and_torch_agree():
     w1, b1, w2 = (t.numpy() for t in random(3, (4, 3), (4,), (6, 2, 3, 3)))
     ours = equalize(w1, b1, w2, 2)
@@ -154,6 +170,7 @@ def test_numpy_and_torch_agree():
     (lambda: scale_inputs([[1.0]], [0.0]), "s must be positive"),
     (lambda: scale_outputs([[1.0]], [1.0, 2.0], [1.0]), "bias has shape"),
     (lambda: absorbable([1.0], [1.0], sigmas=-1), "sigmas"),
+    (lambda: absorbable_on([1.0]), "axis 1 is out of range"),
 ])  # fmt: skip
 def test_bad_input_is_refused(call, words):
     with pytest.raises(ValueError, match=words):

@@ -414,6 +414,8 @@ def test_large_activations_are_sampled_from_all_channels():
     (dict(scheme={"weights": 4}), TypeError, "must be a minq.Scheme, not dict"),
     (dict(sweeps=3), TypeError, "no setting sweeps; a scheme has weights, activations"),
     (dict(calibration=None, example=data(2), rounding=AdaRound()), ValueError, "needs calibration"),
+    (dict(calibration=None, example=data(2), equalize=Equalize(absorb="data")), ValueError,
+     "needs calibration data; without, absorb=True"),
     (dict(calibration=[]), ValueError, "at least one batch"),
     (dict(calibration=data(2) * float("nan")), ValueError, "NaN"),
     (dict(calibration=[data(2), noise(2, 3, 8, 8)]), ValueError, "captured with"),
@@ -434,6 +436,7 @@ def test_wrong_arguments_are_refused(arguments, error, words):
     (lambda: AdaRound(sweeps=0), ValueError, "sweeps"),
     (lambda: GPTQ(rows=0), ValueError, "rows"),
     (lambda: Equalize(relu6="no"), ValueError, "relu6 must be one of replace, per_channel, keep"),
+    (lambda: Equalize(absorb="bn"), ValueError, 'absorb must be True, False or "data"'),
 ])  # fmt: skip
 def test_wrong_settings_of_a_step_are_refused_where_they_are_made(make, error, words):
     with pytest.raises(error, match=words):

@@ -77,7 +77,7 @@ def test_an_interrupted_measurement_goes_on(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.part"))
 
 
-# --- Table 2 --------------------------------------------------------------------------------------
+# --- Table 10 -------------------------------------------------------------------------------------
 
 
 def test_the_learning_rate_is_the_one_that_does_best_on_the_split(tmp_path, monkeypatch):

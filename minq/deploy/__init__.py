@@ -1,4 +1,4 @@
-"""Networks on integers: figure 5a of the paper, files for an inference engine, and what they cost.
+"""Networks on integers: figure 4a of the paper, files for an inference engine, and what they cost.
 
 to_integer      a network that computes with integers only, and its report
 simulation      what it must equal, bit for bit

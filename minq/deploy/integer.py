@@ -1,10 +1,10 @@
-"""Figure 5a of the paper: the network on integers, and the proof that it is the simulated one.
+"""Figure 4a of the paper: the network on integers, and the proof that it is the simulated one.
 
 net = to_integer(q)       integers from the first quantizer to the last
 net(x)                    real numbers, as q gives them
 net.trace(x)              the integers at every quantizer
 net.report(x)             how wide sums become, what is clipped, what it costs, layer by layer
-simulation(q)             figure 5b in double precision: what the integers must equal
+simulation(q)             figure 4b in double precision: what the integers must equal
 """
 
 from __future__ import annotations

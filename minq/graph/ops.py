@@ -76,13 +76,13 @@ class Operator:
     masks: bool = False
     """Masks are made with it, one element at a time."""
 
-    # --- equalization, eq. (20) to (28) ---
+    # --- equalization, eq. (20) to (24) ---
     homogeneous: bool = False
     """f(s x) = s f(x) for a positive scale of each channel; see ``minq.ptq.channels`` for moves."""
     shifts: bool = False
     """f(x - c) = f(x) - c, for ReLU where x is at least c."""
 
-    # --- without data, eq. (18), (19) and (29) to (31) ---
+    # --- without data, eq. (18), (19) and (25) to (28) ---
     moments: Moments = ""
     """The rule of ``minq.ptq.datafree`` for its outputs' moments. Layers and clips have their own:
     "keep" those of the input, "integrate" over a Gaussian, or by the operator's own formula."""

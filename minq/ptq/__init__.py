@@ -1,6 +1,6 @@
 """Post-training quantization: a trained network made quantizable without training it again.
 
-The package can be called: ``minq.ptq(model, calibration, ...)`` is the whole pipeline of figure 3,
+The package can be called: ``minq.ptq(model, calibration, ...)`` is the whole pipeline of figure 8,
 ``minq.ptq.pipeline.ptq``.
 """
 

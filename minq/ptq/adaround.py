@@ -1,4 +1,4 @@
-"""AdaRound, adaptive rounding, by coordinate descent: equations 32 to 35 of the paper.
+"""AdaRound, adaptive rounding, by coordinate descent: equations 29 to 35 of the paper.
 
 To the nearest grid point is the best rounding of each weight, but not of the layer: errors of
 weights that are used together may cancel. AdaRound asks for every weight whether to go down or up,
@@ -9,7 +9,7 @@ is smallest, which is a formula, and needs far fewer passes.
 
 With G = x^T x / rows, e = h - (W / s - floor(W / s)) and r = G e, the squared error of one output
 is e^T G e, and along one h it is a parabola with its minimum at h - r_j / G_jj. With the penalty
-mu G_jj h (1 - h), which is eq. (34) for beta = 2, the minimum in [0, 1] is at
+mu G_jj h (1 - h), which is f_reg of eq. (34) for beta = 2, the minimum in [0, 1] is at
 
     h_j <- clamp((h_j - r_j / G_jj - mu / 2) / (1 - mu); 0, 1)        ``best_h``
 
@@ -94,7 +94,7 @@ def adaround(
     x, rows = task.x, task.x.shape[1]
     # By columns from here on: (groups, K, outputs).
     h, top = (t.transpose(1, 2).contiguous() for t in (task.fraction, task.free.to(x)))
-    gram = x.transpose(1, 2) @ x / rows  # eq. (33): (groups, K, K)
+    gram = x.transpose(1, 2) @ x / rows  # eq. (31): (groups, K, K)
     diagonal = gram.diagonal(dim1=1, dim2=2)
     gram = gram.lerp(torch.diag_embed(diagonal), shrinkage) if shrinkage else gram
     step = BlockSweep(gram, top)

@@ -1,8 +1,8 @@
-"""Bias correction: equations 29 to 31 of the paper.
+"""Bias correction: equations 25 to 28 of the paper.
 
 Rounding the weights by Delta W = W_hat - W moves the mean of a layer's output, not only its spread:
 
-    E[W_hat x] = E[W x] + Delta W E[x]                                   eq. (29), (30)
+    E[W_hat x] = E[W x] + E[Delta W x] = E[W x] + Delta W E[x]                eq. (25)
 
 What it moved by is known before the network runs, and is taken off the bias. E[x] comes from data,
 or from the batch norm and activation function in front of the layer.
@@ -33,7 +33,7 @@ _FAR = 40.0
 def clipped_normal(
     mean: Array, std: Array, low: float = 0.0, high: float = math.inf
 ) -> tuple[Array, Array]:
-    """Mean and variance of clip(X; low, high), X ~ N(mean, std^2), without data, eq. (31).
+    """Mean and variance of clip(X; low, high), X ~ N(mean, std^2), without data, eq. (28).
 
     ReLU is low = 0, ReLU6 also has high = 6. With only a ReLU the mean is
 
@@ -82,7 +82,7 @@ def clipped_normal(
     outside = (m < low) | (m > high)
     first = torch.where(outside, torch.where(m < low, tail, -tail), first)
     second = torch.where(outside, tail_square, second)
-    results = near + s * first, s**2 * (second - first**2).clamp(min=0)  # eq. (31)
+    results = near + s * first, s**2 * (second - first**2).clamp(min=0)  # eq. (28)
     if isinstance(given, torch.Tensor):
         return tuple(v.to(given.dtype) for v in results)
     return tuple(v.numpy().astype(given.dtype) for v in results)
@@ -108,7 +108,7 @@ def _above(t: torch.Tensor) -> torch.Tensor:
 
 
 def output_shift(weight_error: Array, input_mean: Array, groups: int = 1) -> Array:
-    """How far rounding moved the mean output: Delta W E[x], eq. (30).
+    """How far rounding moved the mean output: E[Delta W x] = Delta W E[x], eq. (25).
 
     A channel has one mean for all places of the kernel, so that the kernel is summed; zero padding,
     which lowers the mean near the border, is not seen.
@@ -128,7 +128,7 @@ def output_shift(weight_error: Array, input_mean: Array, groups: int = 1) -> Arr
     xp = namespace(weight_error)
     x = check_vector(input_mean, weight_error, weight_error.shape[1] * groups, "input_mean")
     by_group = xp.sum(split_groups(weight_error, groups), axis=3)  # (groups, outputs, inputs)
-    return xp.reshape(by_group @ xp.reshape(x, (groups, -1, 1)), (-1,))  # eq. (30)
+    return xp.reshape(by_group @ xp.reshape(x, (groups, -1, 1)), (-1,))  # eq. (25)
 
 
 def conv_moments(
@@ -157,7 +157,7 @@ def conv_moments(
 
 
 def correct_bias(bias: Array | None, shift: Array) -> Array:
-    """The bias that puts the mean output back: b - Delta W E[x].
+    """The bias that puts the mean output back: b - Delta W E[x], eq. (26).
 
     Args:
         bias: (outputs,), or None for 0.
@@ -172,11 +172,11 @@ def correct_bias(bias: Array | None, shift: Array) -> Array:
     shift = as_float(shift, "shift")
     if bias is None:
         return -shift
-    return check_vector(bias, shift, shift.shape[0], "bias") - shift
+    return check_vector(bias, shift, shift.shape[0], "bias") - shift  # eq. (26)
 
 
 def empirical_shift(y: Array, y_hat: Array, axis: int = 1) -> Array:
-    """The same shift measured on data: E[y_hat] - E[y] of each channel of ``axis``.
+    """The same shift measured on data: E[y_hat] - E[y] of each channel of ``axis``, eq. (27).
 
     Summed in float64. Unlike ``output_shift``, it also sees padding and the error of the layer's
     input.
@@ -201,7 +201,7 @@ def empirical_shift(y: Array, y_hat: Array, axis: int = 1) -> Array:
         raise ValueError(f"y {tuple(y.shape)} and y_hat {tuple(y_hat.shape)} differ in shape")
     xp, axis = namespace(y), check_axis(axis, y.ndim)
     others = tuple(k for k in range(y.ndim) if k != axis)
-    shift = y_hat - y
+    shift = y_hat - y  # eq. (27)
     if others:
         shift = xp.mean(xp.astype(shift, xp.float64), axis=others)
     return xp.astype(shift, y.dtype)

@@ -8,6 +8,7 @@ readers (layers that take it in); the pairs and triples of the paper are its sma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,7 +151,7 @@ def _trains(bound: Any) -> bool:
 
 
 def replace_relu6(gm: fx.GraphModule) -> fx.GraphModule:
-    """ReLU in place of every ReLU6, as the paper does before it equalizes; ``gm`` is changed."""
+    """ReLU in place of every ReLU6, as Nagel et al. 2019 do to equalize; ``gm`` is changed."""
     for node in list(gm.graph.nodes):
         bounds = graph.clip_bounds(node)
         if bounds is not None and [v.tolist() for v in bounds] == [0.0, 6.0]:
@@ -173,7 +174,7 @@ def equalize_graph(
     sweeps: int = 30,
     tolerance: float = 1e-2,
 ) -> fx.GraphModule:
-    """Equalize all layers that share channels, eq. (20) to (24).
+    """Equalize all layers that share channels, eq. (20) to (22).
 
     Batch norms must be folded before, quantizers inserted afterwards. Each set of channels gets
     s_i = sqrt(r1_i / r2_i), where r1 is the largest range among its writers and r2 among its
@@ -182,9 +183,10 @@ def equalize_graph(
 
     Args:
         gm: a captured network; it is changed.
-        relu6: "replace" it with ReLU first, as the paper does, which changes the network's function
-            slightly; clip "per_channel" at 6 / s_i, which does not; or "keep" it, and leave the
-            layers around it alone.
+        relu6: "replace" it with ReLU first (Nagel et al. 2019), which changes the network's
+            function; clip "per_channel" at 6 / s_i, the scaled parameter that the paper names for
+            piecewise linear functions, which does not; or "keep" it, and leave the layers around it
+            alone.
         residual: also equalize what several layers add up to.
         max_scale: the largest s_i, and 1 / max_scale the smallest. What equalization gives the
             weights it may take from the activations, whose channels get uneven; 2 keeps most of
@@ -230,7 +232,7 @@ def equalize_graph(
 
 
 def scale_channels(gm: fx.GraphModule, c: Channels, s: Tensor) -> None:
-    """Divide what the writers write by s, and multiply what the readers read, eq. (22), (23)."""
+    """Divide what the writers write by s, and multiply what the readers read, eq. (21)."""
     for node in c.writers:
         weight, _ = equalize.scale_outputs(graph.weight_of(gm, node), None, s)
         graph.set_weight(gm, node, weight)
@@ -277,30 +279,42 @@ class _Ranges:
         return scaled.amax(1).flatten() * self.inputs
 
 
-def absorb_biases(gm: fx.GraphModule, *, sigmas: float = 3.0) -> fx.GraphModule:
-    """Move high biases into the next layer, eq. (25) to (28).
+def absorb_biases(
+    gm: fx.GraphModule, *, sigmas: float = 3.0, data: Sequence[Sequence[Any]] | None = None
+) -> fx.GraphModule:
+    """Move high biases into the next layer, eq. (23).
 
-    For every pair of layers with only ReLU, a clip or pooling between them, where batch norm told
-    mean and deviation of the first one's outputs. A clip's bounds fall by as much as the bias.
-    Layers that pad with zeros are left alone. Not exact, see ``absorbable``.
+    For every pair of layers with only ReLU, a clip or pooling between them. A clip's bounds fall by
+    as much as the bias. Layers that pad with zeros are left alone. With data, eq. (24) says how
+    much: the function stays what it is on them, and elsewhere as far as they are like them. Without
+    data batch norm does, where it told mean and deviation of the first layer's outputs; then some
+    outputs change, see ``absorbable``.
 
     Args:
         gm: a captured network whose batch norms are folded; it is changed.
-        sigmas: how many standard deviations below the mean the bias may cut.
+        sigmas: without data, how many standard deviations below the mean the bias may cut.
+        data: a few batches, from ``minq.graph.batches.batches_of``.
 
     Returns:
         ``gm`` itself.
     """
-    for c in shared_channels(gm, residual=False):
+    sets = shared_channels(gm, residual=False)
+    lowest = None if data is None else _lowest(gm, {c.writers[0] for c in sets}, data)
+    for c in sets:
         first = c.writers[0]
         known = graph.notes_of(first).statistics
-        if len(c.writers) > 1 or known is None:
+        if len(c.writers) > 1:
             continue
         if any(not graph.traits(n).shifts and not is_clip(n) for n in c.between):
             continue
         if any(_pads(node) for node in c.readers):
             continue
-        amount = equalize.absorbable(known.mean, known.variance.sqrt(), sigmas)
+        if lowest is not None:
+            amount = lowest[first]
+        elif known is not None:
+            amount = equalize.absorbable(known.mean, known.variance.sqrt(), sigmas)
+        else:
+            continue
         for node in c.between:  # a channel that only ever clips keeps its bias
             if (bounds := scaled_bounds(node)) is not None:
                 amount = torch.where(amount < bounds[1], amount, 0)
@@ -310,12 +324,33 @@ def absorb_biases(gm: fx.GraphModule, *, sigmas: float = 3.0) -> fx.GraphModule:
             lower, absorbed = equalize.absorb_bias(bias, weight, old, amount, graph.groups_of(node))
             graph.set_bias(gm, node, absorbed)
         graph.set_bias(gm, first, lower)  # the same for all readers
-        graph.note(first, statistics=graph.Statistics(known.mean - amount, known.variance))
+        if known is not None:
+            graph.note(first, statistics=graph.Statistics(known.mean - amount, known.variance))
         for node in c.between:
             if (bounds := scaled_bounds(node)) is not None:
                 low, high = bounds  # a floor of 0 stays: below the bias there is next to nothing
                 graph.set_clip_bounds(node, torch.where(low == 0, low, low - amount), high - amount)
     return graph.tidy(gm)
+
+
+def _lowest(
+    gm: fx.GraphModule, nodes: set[fx.Node], data: Sequence[Sequence[Any]]
+) -> dict[fx.Node, Tensor]:
+    """The c of eq. (24) of each of these layers."""
+    found: dict[fx.Node, Tensor] = {}
+
+    class Look(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            y = super().run_node(n)
+            if n in nodes:
+                c = equalize.absorbable_on(y.detach())
+                found[n] = torch.minimum(found.get(n, c), c)
+            return y
+
+    with torch.no_grad():
+        for batch in data:
+            Look(gm).run(*batch)
+    return found
 
 
 def _pads(node: fx.Node) -> bool:

@@ -1,4 +1,4 @@
-"""Bias correction on data, where it helps: equation 30 of the paper on a walk.
+"""Bias correction on data, where it helps: equations 26 and 27 of the paper on a walk.
 
 The mean of y_hat - y, a layer's output behind quantization and before it, is taken off the layer's
 bias. Not always: the activation function cuts off most of some errors, so that what is left has
@@ -22,7 +22,7 @@ from minq.ptq.walk import Walk, activation_of
 
 
 def correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
-    """b - (E[y_hat] - E[y]), eq. (30), in the channels where that helps; ``gm`` is changed.
+    """b - (E[y_hat] - E[y]), eq. (26), (27), in the channels where that helps; ``gm`` is changed.
 
     Nothing happens unless more places get closer to what they were than get further away, nor to an
     embedding, which has no bias.
@@ -75,7 +75,7 @@ def helpful_shift(
     helps = (change[0] < 0) & (change[1] < 0)
     if not helps.any():
         return None
-    shift = torch.where(helps, (sums[0] + sums[1]) / sum(counts), 0)  # eq. (30)
+    shift = torch.where(helps, (sums[0] + sums[1]) / sum(counts), 0)  # eq. (27)
     closer = 0
     for _, y, y_hat in halves():
         here = bias_math.change_of_error(y, y_hat, shift.to(y), activation).sum(1)

@@ -3,7 +3,7 @@
 After folding, a layer knows mean beta and deviation |gamma| of its outputs. From there the moments
 of each channel are carried through activation functions, additions and pooling, as if the values
 were Gaussian and channels independent. That gives the mean inputs that analytic bias correction
-needs, eq. (29) to (31), and ranges for the activations, eq. (18) and (19).
+needs, eq. (25) to (28), and ranges for the activations, eq. (18) and (19).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minq.ptq import bias as bias_math
 from minq.ptq.before import set_corrected_bias
 from minq.simulate import is_quantizer, is_weight
 
-ALPHA = 6.0  # deviations on either side that a range holds, as the paper suggests
+ALPHA = 6.0  # deviations on either side that a range holds, as Nagel et al. 2019
 
 
 @dataclass
@@ -115,7 +115,7 @@ def _channels_last(node: fx.Node) -> bool:
 
 
 def _clip(x: Moments, low: Tensor, high: Tensor) -> Moments:
-    """ReLU, ReLU6 and any other clip of Gaussian inputs, eq. (31)."""
+    """ReLU, ReLU6 and any other clip of Gaussian inputs, eq. (28)."""
     mean, variance = torch.empty_like(x.mean), torch.empty_like(x.mean)
     bounds = torch.stack([v.to(x.mean).expand_as(x.mean) for v in (low, high)], 1)
     for pair in bounds.unique(dim=0):

@@ -1,6 +1,6 @@
 """When a quantized network is worse than it should be: find where, and say what to do.
 
-The paper's section 3.7 gives a flow chart; ``debug`` walks it on a network and some inputs:
+The paper's section 3.7 gives a flow chart, figure 9. ``debug`` walks it on a network and inputs:
 
     1. does the simulation, before rounding and with all quantizers off, equal the full-precision
        network?

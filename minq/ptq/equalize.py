@@ -1,9 +1,9 @@
-"""Cross-layer equalization and bias absorption: equations 20 to 28 of the paper.
+"""Cross-layer equalization and bias absorption: equations 20 to 24 of the paper.
 
 Two layers with a positively homogeneous function between them, f(s x) = s f(x) for s > 0 (the
 identity, ReLU, leaky ReLU), compute the same for every positive diagonal S:
 
-    W2 f(W1 x + b1) + b2  =  (W2 S) f(S^-1 W1 x + S^-1 b1) + b2          eq. (21), (22)
+    W2 f(W1 x + b1) + b2  =  (W2 S) f(S^-1 W1 x + S^-1 b1) + b2          eq. (21)
 
 so S is free, and is chosen to make the weights easy to quantize with one scale for all channels.
 
@@ -20,6 +20,7 @@ import math
 from minq._checks import (
     Array,
     as_float,
+    check_axis,
     check_vector,
     check_weight,
     clamp,
@@ -66,7 +67,7 @@ def input_ranges(weight: Array, groups: int = 1) -> Array:
 
 
 def equalization_scales(range1: Array, range2: Array) -> Array:
-    """The scales that make both ranges equal: s_i = sqrt(r1_i / r2_i), eq. (24).
+    """The scales that make both ranges equal: s_i = sqrt(r1_i r2_i) / r2_i, eq. (22).
 
     A dead channel, with range 0 on either side, keeps s = 1.
 
@@ -96,7 +97,7 @@ def equalization_scales(range1: Array, range2: Array) -> Array:
     one = xp.ones_like(range1)
     alive = (range1 > 0) & (range2 > 0)
     # Two roots, because the quotient itself could overflow.
-    s = xp.sqrt(xp.where(alive, range1, one)) / xp.sqrt(xp.where(alive, range2, one))  # eq. (24)
+    s = xp.sqrt(xp.where(alive, range1, one)) / xp.sqrt(xp.where(alive, range2, one))  # eq. (22)
     return s
 
 
@@ -138,29 +139,29 @@ def smoothing_scales(activations: Array, weights: Array, alpha: float = 0.5) -> 
 
 
 def scale_outputs(weight: Array, bias: Array | None, s: Array) -> tuple[Array, Array | None]:
-    """The first layer of a pair: W~1 = S^-1 W1, b~1 = S^-1 b1, eq. (22), (23)."""
+    """The first layer of a pair: W~1 = S^-1 W1, b~1 = S^-1 b1, eq. (21)."""
     weight = check_weight(weight)
     s = check_vector(s, weight, weight.shape[0], "s")
     _check_positive(s)
     if bias is not None:
         bias = check_vector(bias, weight, weight.shape[0], "bias") / s
     shape = (-1,) + (1,) * (weight.ndim - 1)
-    return weight / namespace(s).reshape(s, shape), bias  # eq. (22), (23)
+    return weight / namespace(s).reshape(s, shape), bias  # eq. (21)
 
 
 def scale_inputs(weight: Array, s: Array, groups: int = 1) -> Array:
-    """The second layer of a pair: W~2 = W2 S, eq. (22)."""
+    """The second layer of a pair: W~2 = W2 S, eq. (21)."""
     weight = check_weight(weight, groups)
     s = check_vector(s, weight, weight.shape[1] * groups, "s")
     _check_positive(s)
-    scaled = split_groups(weight, groups) * namespace(s).reshape(s, (groups, 1, -1, 1))  # eq. (22)
+    scaled = split_groups(weight, groups) * namespace(s).reshape(s, (groups, 1, -1, 1))  # eq. (21)
     return namespace(s).reshape(scaled, tuple(weight.shape))
 
 
 def equalize(
     weight1: Array, bias1: Array | None, weight2: Array, groups: int = 1
 ) -> tuple[Array, Array | None, Array, Array]:
-    """Equalize two layers, eq. (20) to (24): both ranges of channel i become sqrt(r1_i r2_i).
+    """Equalize two layers, eq. (20) to (22): both ranges of channel i become sqrt(r1_i r2_i).
 
     Exact only if what lies between the layers is positively homogeneous, and nothing else reads it.
 
@@ -183,8 +184,9 @@ def equalize(
 
 
 def absorbable(beta: Array, gamma: Array, sigmas: float = 3.0) -> Array:
-    """What the next layer can take of a high bias: c_i = max(0, beta_i - 3 |gamma_i|), eq. (28).
+    """What the next layer can take of a high bias: c_i = max(0, beta_i - 3 |gamma_i|).
 
+    It needs no data, and stands in for eq. (24), ``absorbable_on``; it has no number in the paper.
     beta and |gamma| are mean and standard deviation of the pre-activations, as batch norm made
     them. If they are Gaussian, 99.87 % of them lie above c, where ReLU(x - c) = ReLU(x) - c.
 
@@ -206,13 +208,38 @@ def absorbable(beta: Array, gamma: Array, sigmas: float = 3.0) -> Array:
     gamma = check_vector(gamma, beta, math.prod(beta.shape), "gamma")
     if not (sigmas >= 0 and math.isfinite(sigmas)):
         raise ValueError(f"sigmas must be 0 or more and finite, not {sigmas}; the paper takes 3")
-    return clamp(beta - sigmas * abs(gamma), low=0.0)  # eq. (28)
+    return clamp(beta - sigmas * abs(gamma), low=0.0)
+
+
+def absorbable_on(y: Array, axis: int = 1) -> Array:
+    """The same from data: c_i = max(0, min over x of (W1 x + b1)_i), eq. (24).
+
+    On these data no output lies below its c, so that absorbing it changes nothing there.
+
+    Args:
+        y: W1 x + b1 on a few data, what the first layer gives before its activation function.
+        axis: of the channels.
+
+    Returns:
+        c, (channels,).
+
+    Raises:
+        ValueError: for an axis that is not there, and numbers that are not finite.
+
+    >>> absorbable_on([[5.0, 1.0], [3.0, -1.0]])
+    array([3., 0.])
+    """
+    y = as_float(y, "y")
+    axis = check_axis(axis, y.ndim)
+    others = tuple(k for k in range(y.ndim) if k != axis)
+    lowest = namespace(y).min(y, axis=others) if others else y
+    return clamp(lowest, low=0.0)  # eq. (24)
 
 
 def absorb_bias(
     bias1: Array | None, weight2: Array, bias2: Array | None, c: Array, groups: int = 1
 ) -> tuple[Array, Array]:
-    """Move c from the first layer's bias into the second's, eq. (25) to (27):
+    """Move c from the first layer's bias into the second's, eq. (23):
 
         W2 h + b2 = W2 (h - c) + (W2 c + b2),    b~1 = b1 - c,    b~2 = b2 + W2 c
 
@@ -223,7 +250,7 @@ def absorb_bias(
         bias1: of the first layer, (inputs,), or None.
         weight2: of the second, (outputs, inputs / groups, *kernel).
         bias2: its bias, (outputs,), or None.
-        c: what moves, (inputs,); see ``absorbable``.
+        c: what moves, (inputs,); see ``absorbable`` and ``absorbable_on``.
         groups: of the second.
 
     Returns:
@@ -239,7 +266,7 @@ def absorb_bias(
     by_group = xp.sum(split_groups(weight2, groups), axis=3)  # (groups, outputs, inputs)
     moved = xp.reshape(by_group @ xp.reshape(c, (groups, -1, 1)), (outputs,))
     b2 = 0.0 if bias2 is None else check_vector(bias2, weight2, outputs, "bias2")
-    return b1 - c, b2 + moved  # eq. (26), (27)
+    return b1 - c, b2 + moved  # eq. (23)
 
 
 # --- Checks ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The standard pipeline of post-training quantization, figure 3 of the paper.
+"""The standard pipeline of post-training quantization, figure 8 of the paper.
 
     capture, fold batch norms and constants                any nn.Module becomes a graph
     equalize layers, absorb high biases                    chapter 7
@@ -55,20 +55,23 @@ class Equalize:
     Args:
         relu6: what becomes of ReLU6, see ``equalize_graph``.
         max_scale: the largest factor of a channel, and 1 / max_scale the smallest; None for any.
-        absorb: also move high biases into the next layer, see ``absorb_biases``.
+        absorb: also move high biases into the next layer, see ``absorb_biases``: True by what batch
+            norm tells, "data" by eq. (24) on the calibration data.
     """
 
     relu6: str = "per_channel"
     max_scale: float | None = 2.0
-    absorb: bool = False
+    absorb: bool | str = False
 
     def __post_init__(self) -> None:
         channels.check_relu6(self.relu6)
+        if self.absorb not in (True, False, "data"):
+            raise ValueError(f'absorb must be True, False or "data", not {self.absorb!r}')
 
     def apply(self, gm: fx.GraphModule, batches: Sequence[Any], scheme: Scheme) -> None:
         channels.equalize_graph(gm, relu6=self.relu6, max_scale=self.max_scale)
         if self.absorb:
-            channels.absorb_biases(gm)
+            channels.absorb_biases(gm, data=batches if self.absorb == "data" else None)
 
 
 @outside()
@@ -129,6 +132,8 @@ def ptq(
             "equalize must be True, False, or an object such as Equalize(), Balance(), Smooth() or "
             f"AWQ(), not {equalize!r}"
         )
+    if calibration is None and isinstance(equalize, Equalize) and equalize.absorb == "data":
+        raise ValueError('Equalize(absorb="data") needs calibration data; without, absorb=True')
     if isinstance(model, nn.Module) and any(isinstance(m, Quantizer) for m in model.modules()):
         raise ValueError(
             "the network is quantized already: it has quantizers; give the full-precision model it "

@@ -1,6 +1,6 @@
-"""The task of rounding a layer's weight so that its output changes least, eq. (33) and (35).
+"""The task of rounding a layer's weight so that its output changes least, eq. (31) and (35).
 
-    argmin over h in {0, 1} of || f_a(W x + b) - f_a(W~ x_hat + b) ||^2          eq. (33), (35)
+    argmin over h in {0, 1} of || f_a(W x + b) - f_a(W~ x_hat + b) ||^2          eq. (31), (35)
     W~ = s [clamp(floor(W / s) + h + z; n, p) - z]
 
 x_hat is the input that the layer has in the quantized network, while W x + b comes from the

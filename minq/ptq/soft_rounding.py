@@ -1,4 +1,4 @@
-"""AdaRound as the paper solves it: equations 34 and 35.
+"""AdaRound as the paper solves it: equations 32 to 35.
 
 Whether each weight goes down or up is relaxed to a number h between 0 and 1, a rectified sigmoid of
 V, with a penalty that drives it to an end, and Adam moves V:
@@ -36,7 +36,7 @@ def rectified_sigmoid(v: Tensor) -> Tensor:
     >>> rectified_sigmoid(torch.tensor([-9.0, 0.0, 9.0]))
     tensor([0.0000, 0.5000, 1.0000])
     """
-    return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)  # eq. (34)
+    return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)  # eq. (33): its h(V)
 
 
 def initial_v(weight: Tensor, scale: Tensor, *, axis: int | None = None) -> Tensor:
@@ -73,7 +73,7 @@ def soft_quantize(
     *,
     axis: int | None = None,
 ) -> Tensor:
-    """W~ = s [clamp(floor(W / s) + h(V) + z; n, p) - z], eq. (34); differentiable in V.
+    """W~ = s [clamp(floor(W / s) + h(V) + z; n, p) - z], eq. (33); differentiable in V.
 
     Args:
         weight: W, any shape.
@@ -91,7 +91,7 @@ def soft_quantize(
     """
     weight, s, z = operands(weight, scale, zero_point, grid, Granularity(axis), "weight")
     h = rectified_sigmoid(v)
-    return grid.fake_quantize(weight, s, z, lambda u: torch.floor(u) + h)  # eq. (34)
+    return grid.fake_quantize(weight, s, z, lambda u: torch.floor(u) + h)  # eq. (33)
 
 
 def regularizer(v: Tensor, beta: float) -> Tensor:
@@ -153,7 +153,7 @@ def adaround_gradient(
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
 ) -> Tensor:
-    """The same task as the paper solves it, eq. (34), (35): Adam on V, with a falling beta.
+    """The same task as the paper solves it, eq. (32) to (35): Adam on V, with a falling beta.
 
     Args:
         weight: as in ``adaround``, as is all that is not named here.
@@ -180,7 +180,7 @@ def adaround_gradient(
             y_hat = torch.baddbmm(task.bias, task.x[:, some], w.transpose(1, 2))
             loss = (task.f(y_hat) - task.target[:, some]).square().sum() / batch  # eq. (35)
             if step >= 0.2 * steps:
-                loss = loss + penalty * regularizer(v, annealed_beta(step, steps))
+                loss = loss + penalty * regularizer(v, annealed_beta(step, steps))  # eq. (32)
             adam.zero_grad()
             loss.backward()
         adam.step()

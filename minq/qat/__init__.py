@@ -1,7 +1,7 @@
 """Quantization-aware training: a network that is trained while it is quantized.
 
-The package can be called: ``minq.qat(model, loader, loss, ...)`` is the whole pipeline of figure 4,
-``minq.qat.pipeline.qat``. Its steps are here for a training loop of one's own.
+The package can be called: ``minq.qat(model, loader, loss, ...)`` is the whole pipeline of
+figure 11, ``minq.qat.pipeline.qat``. Its steps are here for a training loop of one's own.
 """
 
 from minq._lazy import make_callable

@@ -1,4 +1,4 @@
-"""The standard pipeline of quantization-aware training, figure 4 of the paper.
+"""The standard pipeline of quantization-aware training, figure 11 of the paper.
 
     equalize layers, insert quantizers, set their ranges     as in post-training quantization
     make ranges trainable, decide about batch norm           ``prepare``

@@ -47,7 +47,7 @@ def test_shift_is_pythons(js, depthwise, bits, per_channel):
         slack = 1e-13 * (np.abs(a).max() + np.abs(b).max())
         assert (g["mean"], g["meanHat"]) == pytest.approx((a.mean(), b.mean()), abs=slack)
         assert g["measured"] == pytest.approx(b.mean() - a.mean(), abs=slack)
-        assert g["computed"] == pytest.approx(g["measured"], abs=slack)  # eq. (30)
+        assert g["computed"] == pytest.approx(g["measured"], abs=slack)  # eq. (25)
         assert g["computed"] == pytest.approx(shift, abs=slack)
         assert sum(g["terms"]) == pytest.approx(shift, abs=slack)
         assert g["share"] == pytest.approx(share, rel=1e-9, abs=1e-12)

@@ -1,11 +1,11 @@
 """python -m minqbook.tables --model resnet18 --data DIR: a row of the paper's tables, on real data;
 --help says more. Without --model: measure the results that the book shows, into book/results/.
 
-    python -m minqbook.tables ptq     table 1 on the small networks, naive rounding and pipeline
+    python -m minqbook.tables ptq     table 6 on the small networks, naive rounding and pipeline
     python -m minqbook.tables hero    EfficientNet-Lite0: what each step of the pipeline is worth
     python -m minqbook.tables best    EfficientNet-Lite0: the best settings, on more pictures
-    python -m minqbook.tables rates   learning rates for table 2, chosen on the validation split
-    python -m minqbook.tables qat     table 2 on the eight small networks
+    python -m minqbook.tables rates   learning rates for table 10, chosen on the validation split
+    python -m minqbook.tables qat     table 10 on the eight small networks
     python -m minqbook.tables length  its W4A4 networks, trained four times as long
     python -m minqbook.tables norm    three ways to treat batch norm while training
     python -m minqbook.tables start   what training starts from: equalization, ranges, biases

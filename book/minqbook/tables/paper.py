@@ -8,7 +8,7 @@ from typing import Any
 
 
 def paper_tables() -> dict[str, Any]:
-    """Tables 1 ("ptq") and 2 ("qat") of the paper, and the metric of each row.
+    """Tables 6 ("ptq") and 10 ("qat") of the paper, and the metric of each row.
 
     >>> paper_tables()["ptq"]["ResNet18"]["per-tensor"]["W8A8"]
     69.6

@@ -1,8 +1,8 @@
 """python -m minqbook.tables --model resnet18 --data DIR: a row of the paper's tables, on real data.
 
     FP32                the network as it is
-    PTQ, table 1        W8A8 and W4A8, a scale per tensor or per channel
-    QAT, table 2        W8A8, W4A8 and W4A4, likewise
+    PTQ, table 6        W8A8 and W4A8, a scale per tensor or per channel
+    QAT, table 10       W8A8, W4A8 and W4A4, likewise
 
 The numbers go into a JSON file, each beside the paper's. A run that was stopped goes on where it
 ended: a cell that is in the file with the same settings is not measured again, and within a cell

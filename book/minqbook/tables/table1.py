@@ -1,4 +1,4 @@
-"""Table 1 on the small networks: naive rounding and the pipeline, at several widths."""
+"""The paper's table 6 on the small networks: naive rounding and the pipeline, at several widths."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fp32_cell(cell: dict[str, Any]) -> dict[str, float]:
 
 
 def ptq_cells() -> Iterator[dict[str, Any]]:
-    """Every cell of table 1; those of the first seed come first."""
+    """Every cell of table 6; those of the first seed come first."""
     for seed, name in product(SEEDS, zoo.NAMES):
         for method, bits, per_channel in product(METHODS, CONFIGURATIONS, (False, True)):
             yield {

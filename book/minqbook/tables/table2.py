@@ -1,4 +1,4 @@
-"""Table 2 on the small networks: quantization-aware training, and how its rates are chosen."""
+"""The paper's table 10 on the small networks: QAT, and how its learning rates are chosen."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def chosen_rate(name: str, split: str = "validation", bits: str = "W4A4") -> flo
 
 
 def qat_cells() -> Iterator[dict[str, Any]]:
-    """Every cell of table 2, and the same training in full precision, called FP32."""
+    """Every cell of table 10, and the same training in full precision, called FP32."""
     for seed, name in product(QAT_SEEDS, zoo.NAMES):
         for bits, per_channel in product(QAT_STEPS, (False, True)):
             yield {"network": name, "bits": bits, "per_channel": per_channel, "seed": seed}

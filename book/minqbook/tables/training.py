@@ -1,4 +1,4 @@
-"""What the training of table 2 is made of: its length, its batch norms, what it starts from."""
+"""What the training of table 10 is made of: its length, its batch norms, what it starts from."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from minqbook import zoo
 from minqbook.tables.settings import CALIBRATION, MSE, bits_of
 from minqbook.tables.table2 import QAT_SEEDS, accuracies, accuracy, chosen_rate, trained
 
-LONG = 3200  # steps, four times as many as in table 2
+LONG = 3200  # steps, four times as many as in table 10
 
 
 def length_cells() -> Iterator[dict[str, Any]]:
-    """The W4A4 networks of table 2, trained for longer."""
+    """The W4A4 networks of table 10, trained for longer."""
     for seed, per_channel, name in product(QAT_SEEDS, (False, True), zoo.NAMES):
         yield {"network": name, "per_channel": per_channel, "seed": seed, "steps": LONG}
 
 
 def length_cell(cell: dict[str, Any]) -> dict[str, float]:
-    """As in table 2, but for the number of steps."""
+    """As in table 10, but for the number of steps."""
     name, rate = cell["network"], chosen_rate(cell["network"])
     bits = {"weights": 4, "activations": 4, "per_channel": cell["per_channel"]}
     q = trained(name, rate, cell["seed"], cell["steps"], **bits)

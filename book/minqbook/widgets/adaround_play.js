@@ -9,14 +9,14 @@ import { linePath, linear } from "./kit/scales.js";
 const ZETA = 1.1, GAMMA = -0.1, WARM = 0.2, DRAWS = 200, SECONDS = 9;
 
 const logistic = v => 1 / (1 + Math.exp(-v));
-/** h(V) = clamp(sigmoid(V) (zeta - gamma) + gamma; 0, 1), eq. (34). */
+/** h(V) = clamp(sigmoid(V) (zeta - gamma) + gamma; 0, 1), the h of eq. (33). */
 export const rectifiedSigmoid = v => clamp(logistic(v) * (ZETA - GAMMA) + GAMMA, 0, 1);
 /** The V with h(V) = W / s - floor(W / s): the run starts at the weights themselves. */
 export const initialV = (w, s) => {
   const q = (w / s - Math.floor(w / s) - GAMMA) / (ZETA - GAMMA);
   return Math.log(q / (1 - q));
 };
-/** s clamp(floor(W / s) + h(V); n, p), eq. (34). */
+/** s clamp(floor(W / s) + h(V); n, p), eq. (33). */
 export const softWeight = (w, v, s, [n, p]) => s * clamp(Math.floor(w / s) + rectifiedSigmoid(v), n, p);
 /** f_reg = sum 1 - |2 h(V) - 1|^beta. */
 export const roundingPenalty = (vs, beta) =>

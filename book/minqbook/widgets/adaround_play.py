@@ -1,4 +1,4 @@
-"""AdaRound at work on a real layer: every weight finds its way up or down, equations 32 to 34."""
+"""AdaRound at work on a real layer: every weight finds its way up or down, equations 31 to 34."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AdaRoundPlay(Widget):
     """Watch h(V) of every weight move to 0 or 1 while the error of the layer's output falls.
 
     The run is computed in the page, in float64, from the weights and G = E[x x^T] alone, since the
-    error of an output is (w~ - w) G (w~ - w)^T: full-batch Adam on V, eq. (34),
+    error of an output is (w~ - w) G (w~ - w)^T: full-batch Adam on V, eq. (32),
 
         sum over outputs of K error / error of rounding to nearest + penalty f_reg(V)
 

@@ -1,4 +1,4 @@
-"""Rounding the weights moves the mean of the output: bias correction, equations 29 to 31."""
+"""Rounding the weights moves the mean of the output: bias correction, equations 25 and 26."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class BiasShift(Widget):
 
     @property
     def shift(self) -> np.ndarray:
-        """Delta W E[x] of each channel in ``channels``, eq. (30)."""
+        """Delta W E[x] of each channel in ``channels``, eq. (25)."""
         w, _, x = (a.astype(np.float64) for a in self.arrays)
         return ((self.w_hat - w)[self.channels] * x.mean(0)).sum(1)
 

@@ -21,10 +21,10 @@ export function unpackPair(data, [C, K, out, N], depthwise) {
   return P;
 }
 
-/** s_i = sqrt(r1_i / r2_i), eq. (24); a channel without range keeps 1. */
+/** s_i = sqrt(r1_i / r2_i), eq. (22); a channel without range keeps 1. */
 export const equalScales = (r1, r2) => r1.map((r, i) => (r > 0 && r2[i] > 0 ? Math.sqrt(r) / Math.sqrt(r2[i]) : 1));
 
-/** S^-1 W1, S^-1 b1, W2 S, eq. (22), (23). */
+/** S^-1 W1, S^-1 b1, W2 S, eq. (21). */
 export const scaledPair = ({ C, K, w1, b1, w2 }, s) => ({
   w1: w1.map((v, j) => v / s[Math.floor(j / K)]), b1: b1.map((v, i) => v / s[i]), w2: w2.map((v, j) => v * s[j % C]),
 });

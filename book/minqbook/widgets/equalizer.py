@@ -1,4 +1,4 @@
-"""Cross-layer equalization by hand: move range from one layer into the next, equations 20 to 24."""
+"""Cross-layer equalization by hand: move range from one layer into the next, equations 20 to 22."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHANNELS = 128
 class Equalizer(Widget):
     """Drag the scale of a channel between two layers: one range shrinks, the other one grows.
 
-    y = W2 f(W1 x + b1) = (W2 S) f(S^-1 W1 x + S^-1 b1), S = diag(scales), f = ReLU, eq. (21), (22).
+    y = W2 f(W1 x + b1) = (W2 S) f(S^-1 W1 x + S^-1 b1), S = diag(scales), f = ReLU, eq. (21).
     f must be positively homogeneous. Where the network has a ReLU6 in this place, this picture
     takes a plain ReLU, so its y is not that of the network.
 
@@ -104,7 +104,7 @@ class Equalizer(Widget):
         """S^-1 W1, S^-1 b1 and W2 S with the scales that the picture shows now, in float64."""
         w1, b1, w2, _ = (a.astype(np.float64) for a in self.arrays)
         s = np.array(self.scales)
-        return w1 / s[:, None], b1 / s, w2 * s  # eq. (22), (23)
+        return w1 / s[:, None], b1 / s, w2 * s  # eq. (21)
 
     @property
     def ranges(self) -> tuple[np.ndarray, np.ndarray]:

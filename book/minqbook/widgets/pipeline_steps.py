@@ -1,4 +1,4 @@
-"""The PTQ pipeline as a chain of switches (figure 3): what each step is worth, from here."""
+"""The PTQ pipeline as a chain of switches (figure 8): what each step is worth, from here."""
 
 from __future__ import annotations
 

@@ -599,8 +599,8 @@ export default {
             "tr",
             {},
             h("td", {}),
-            h("th", { scope: "col" }, "Device", soft("figure 5a: integers")),
-            h("th", { scope: "col" }, "Simulation", soft(`figure 5b: ${NAMES[kind]}`)),
+            h("th", { scope: "col" }, "Device", soft("figure 4a: integers")),
+            h("th", { scope: "col" }, "Simulation", soft(`figure 4b: ${NAMES[kind]}`)),
           ),
         ),
         h(

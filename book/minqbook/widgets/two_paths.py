@@ -1,4 +1,4 @@
-"""One layer of a quantized network computed twice: figure 5a in integers, figure 5b in floats."""
+"""One layer of a quantized network computed twice: figure 4a in integers, figure 4b in floats."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLOATS = {"double": np.float64, "single": np.float32, "half": np.float16}
 
 
 class TwoPaths(Widget):
-    """Figure 5 with digits: what the device computes beside what the simulation computes.
+    """Figure 4 with digits: what the device computes beside what the simulation computes.
 
         device      y_int = clamp(round(A M 2^-shift) + z_y),   A = W_int x_int + b_int - z_x sum W
         simulation  y_int = clamp(round(y / s_y) + z_y),        y = activation(W^ x^ + b^)
