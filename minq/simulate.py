@@ -1,6 +1,6 @@
 """Simulated quantization of a whole network: which tensors of its graph get a quantizer.
 
-The rules are those of section 2.3 of the paper:
+The rules are those of section 2.3 of the paper, but that an average gets a grid of its own:
 
 - a layer's weight is quantized, on a signed grid around zero;
 - the result of every operator that computes is quantized, on an unsigned grid with a zero-point,
