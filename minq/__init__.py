@@ -32,6 +32,7 @@ __all__, __getattr__, __dir__ = lazily(
         "ptq.debug": "debug",
         "deploy.integer": "to_integer",
         "deploy.onnx": "to_onnx",
+        "deploy.c": "to_c",
         "mac": "",
         "ranges": "",
         "floats": "",

@@ -123,6 +123,13 @@ def test_a_file_for_onnx_runtime(readme):
     assert b"QuantizeLinear" in file.read_bytes()
 
 
+def test_a_network_in_c(readme):
+    names, folder = after(readme, "minq.to_c("), readme[1] / "chip"
+    assert sorted(p.name for p in folder.iterdir()) == ["network.c", "network.h"]
+    again = minq.to_c(names["net"], folder / "again")  # that it computes the same: test_to_c.py
+    assert again.source.read_bytes() == (folder / "network.c").read_bytes()
+
+
 # --- The chapters' scripts ------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from minq.deploy import kernels
 from minq.deploy.compiler.compile import Compiler
 from minq.deploy.cost import OperatorCost, layer_costs
 from minq.deploy.normalize import Normalize
+from minq.deploy.products import one_sample
 from minq.export import outside
 from minq.graph.batches import batches_of
 from minq.mac import bits_for
@@ -139,6 +140,10 @@ class IntegerNetwork(nn.Module):
 
         args, kwargs = graph.to_device_of(self, (args, kwargs))
         return tree_map_only(Tensor, single, self.program(*args, **kwargs))
+
+    def one_sample(self) -> list[Tensor]:
+        """Zeros of the shapes that it was captured with, one for each input, a batch of one."""
+        return [one_sample(n) for n in self._source[0].graph.nodes if n.op == "placeholder"]
 
     def trace(self, data: Any) -> dict[str, Tensor]:
         """The integers at every quantizer, by its name, for one batch of inputs."""

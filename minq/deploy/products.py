@@ -50,7 +50,7 @@ def shapes_of(gm: fx.GraphModule, example: Any = None) -> dict[fx.Node, torch.Si
     """
     inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
     if example is None:
-        values = graph.to_device_of(gm, [_one_sample(node) for node in inputs])
+        values = graph.to_device_of(gm, [one_sample(node) for node in inputs])
     else:
         (values,) = batches_of(gm, [example])
     found: dict[fx.Node, torch.Size] = {}
@@ -72,7 +72,8 @@ def shapes_of(gm: fx.GraphModule, example: Any = None) -> dict[fx.Node, torch.Si
     return found
 
 
-def _one_sample(node: fx.Node) -> Any:
+def one_sample(node: fx.Node) -> Any:
+    """Zeros for an input of a graph, a batch of one."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return value

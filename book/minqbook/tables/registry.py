@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from minqbook.chip import measure as chip
 from minqbook.tables import full_size, hero, minilm, table1, table2, training
 from minqbook.tables.files import Table, complete, path_of
 
@@ -20,6 +21,7 @@ TABLES = {
     "start": Table(training.start_cells, training.start_cell),
     "rows": Table(full_size.cells, full_size.cell),
     "minilm": Table(minilm.cells, minilm.cell),
+    "chip": Table(chip.cells, chip.cell),
 }
 
 
