@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, fx
 
 from minq import graph
@@ -24,31 +23,37 @@ BASE = """\
 #include <float.h>
 #include <math.h>
 
-/* What becomes of a sum: a factor, and the ends of a ReLU */
+/* What becomes of a sum: a factor, and the ends of a ReLU, one or one for each channel */
 typedef struct {
-    float factor, low, high;
+    float factor;
+    const float *low, *high;
+    int32_t each;
 } rescaling;
 
-static float clip(float y, const rescaling *r)
+static float clip(float y, const rescaling *r, int32_t channel)
 {
+    const int32_t c = r->each ? channel : 0;
     y *= r->factor;
-    return y < r->low ? r->low : y > r->high ? r->high : y;
+    return y < r->low[c] ? r->low[c] : y > r->high[c] ? r->high[c] : y;
 }
 """
 
 FUNCTIONS = {
     "rescale": """\
-static void rescale_S(const float *x, float *y, int32_t n, const rescaling *r)
+static void rescale_S(const float *x, float *y, int32_t n, int32_t channels, const rescaling *r)
 {
-    for (int32_t i = 0; i < n; i++)
-        y[i] = clip(x[i], r);
+    for (int32_t i = 0; i < n; i += channels)
+        for (int32_t c = 0; c < channels; c++)
+            y[i + c] = clip(x[i + c], r, c);
 }
 """,
     "add": """\
-static void add_S(const float *a, const float *b, float *y, int32_t n, const rescaling *r)
+static void add_S(const float *a, const float *b, float *y, int32_t n, int32_t channels,
+                  const rescaling *r)
 {
-    for (int32_t i = 0; i < n; i++)
-        y[i] = clip(a[i] + b[i], r);
+    for (int32_t i = 0; i < n; i += channels)
+        for (int32_t c = 0; c < channels; c++)
+            y[i + c] = clip(a[i + c] + b[i + c], r, c);
 }
 """,
     "gelu": """\
@@ -143,7 +148,7 @@ class FloatEmitter(Emitter):
         return 4 * array.size
 
     def store(self, rounds: bool) -> str:
-        return r"clip(\1, r)" if rounds else r"\1"
+        return r"clip(\1, r, \2)" if rounds else r"\1"
 
     def given(self) -> dict[str, str]:
         return {"a": "float", "least": "-FLT_MAX"}
@@ -178,11 +183,18 @@ class FloatEmitter(Emitter):
     def _rounding(self, call: Call) -> tuple:
         if call.rounding is None:
             return ()
-        real, factor = call.rounding.real, getattr(call.module, "factor", 1)
-        ends = [f"{float(v):.9e}f" if bool(torch.isfinite(v).all()) else f"{sign}FLT_MAX"
-                for v, sign in ((real.low.max(), "-"), (real.high.min(), ""))]  # fmt: skip
-        fields = f"{self._factor(call) / factor:.9e}f, {', '.join(ends)}"
-        return (self.struct("rescaling", f"{call.writes.name}_rescaling", fields),)
+        real, name = call.rounding.real, call.writes.name
+        factor = self._factor(call) / getattr(call.module, "factor", 1)
+        ends = [real.low.clamp(min=-3e38).flatten(), real.high.clamp(max=3e38).flatten()]
+        each = int(max(len(v) for v in ends) > 1)
+        ends = [v.expand(self._channels(call)) if each and len(v) == 1 else v for v in ends]
+        low, high = self._floats(f"{name}_low", ends[0]), self._floats(f"{name}_high", ends[1])
+        fields = f"{factor:.9e}f, {low}, {high}, {each}"
+        return (self.struct("rescaling", f"{name}_rescaling", fields),)
+
+    def _channels(self, call: Call) -> int:
+        y = call.writes
+        return y.shape[1] if y.channels_last else y.shape[-1]
 
     def _factor(self, call: Call) -> float:
         """Of a product of two tensors, as 1 / sqrt(d): it is a part of its scale."""
@@ -209,10 +221,9 @@ class FloatEmitter(Emitter):
         return super()._join(call)
 
     def _rescale(self, call: Call) -> list[str]:
-        rest = (*self._pointers(call), call.writes.size, *self._rounding(call))
+        sizes = call.writes.size, self._channels(call)
+        rest = (*self._pointers(call), *sizes, *self._rounding(call))
         return self._line(self.function(call), *rest)
-
-    _add = _rescale
 
     def _table(self, call: Call) -> list[str]:
         function = self.function(call, kind=self.operators[call.writes.name])

@@ -64,23 +64,23 @@ def lifetimes(steps: Sequence[Step | tuple], keep: Iterable[str] = ()) -> list[L
     >>> lifetimes([("a", 8, ()), ("b", 4, ("a",)), ("c", 8, ("a", "b"))])[0]
     Life(name='a', bytes=8, first=0, last=2)
     """
-    steps, last, written = [Step(*s) for s in steps], {}, {}
-    for k, step in enumerate(steps):
+    named, last, written = [Step(*s) for s in steps], {}, {}
+    for k, step in enumerate(named):
         for name in step.reads:
             last[name] = k
         if step.name in written:
             raise ValueError(f"two steps write {step.name!r}; give each result a name of its own")
         written[step.name] = k
     for name, k in written.items():
-        early = [s.name for s in steps[: k + 1] if name in s.reads]
+        early = [s.name for s in named[: k + 1] if name in s.reads]
         if early:
             raise ValueError(f"{early[0]!r} reads {name!r} before it is written; move it behind")
-    end = dict.fromkeys(keep, len(steps) - 1)
+    end = dict.fromkeys(keep, len(named) - 1)
     lives = [
         Life(s.name, s.bytes, k, max(k, last.get(s.name, k), end.get(s.name, k)))
-        for k, s in enumerate(steps)
+        for k, s in enumerate(named)
     ]
-    scratch = [Life(s.name + SCRATCH, s.scratch, k, k) for k, s in enumerate(steps) if s.scratch]
+    scratch = [Life(s.name + SCRATCH, s.scratch, k, k) for k, s in enumerate(named) if s.scratch]
     return lives + scratch
 
 
@@ -144,26 +144,22 @@ def best_order(
     >>> best_order([("a", 9, ()), ("b", 9, ()), ("c", 1, ("a",)), ("d", 1, ("b", "c"))])
     [0, 2, 1, 3]
     """
-    steps, keep = [Step(*s) for s in steps], set(keep)
-    at = {s.name: k for k, s in enumerate(steps)}
-    needs = [sum(1 << at[n] for n in {*s.reads} if n in at) for s in steps]
-    readers = [sum(1 << k for k, s in enumerate(steps) if t.name in s.reads) for t in steps]
-    everything = (1 << len(steps)) - 1
+    named, kept = [Step(*s) for s in steps], set(keep)
+    at = {s.name: k for k, s in enumerate(named)}
+    needs = [sum(1 << at[n] for n in {*s.reads} if n in at) for s in named]
+    readers = [sum(1 << k for k, s in enumerate(named) if t.name in s.reads) for t in named]
+    everything = (1 << len(named)) - 1
 
     def alive(done: int, k: int) -> int:
         """Bytes while step k runs: it, and what it or a later step reads."""
-        left = everything & ~done
-        return (
-            steps[k].bytes
-            + steps[k].scratch
-            + sum(
-                s.bytes
-                for i, s in enumerate(steps)
-                if done >> i & 1 and (readers[i] & left or s.name in keep)
-            )
-        )
+        left, total = everything & ~done, named[k].bytes + named[k].scratch
+        for i, s in enumerate(named):
+            if done >> i & 1 and (readers[i] & left or s.name in kept):
+                total += s.bytes
+        return total
 
-    heap, seen = [(0, 0, (), 0)], set()
+    heap: list[tuple[int, int, tuple[int, ...], int]] = [(0, 0, (), 0)]
+    seen: set[int] = set()
     while heap and len(seen) < limit:
         most, _, path, done = heapq.heappop(heap)
         if done == everything:
@@ -171,8 +167,8 @@ def best_order(
         if done in seen:
             continue
         seen.add(done)
-        for k in range(len(steps)):
+        for k in range(len(named)):
             if not done >> k & 1 and not needs[k] & ~done:
                 worst = max(most, alive(done, k))
                 heapq.heappush(heap, (worst, -len(path), (*path, k), done | 1 << k))
-    return list(range(len(steps)))
+    return list(range(len(named)))

@@ -91,12 +91,15 @@ def rescaling(
     """``spread`` lays a constant out as the results lie in memory."""
     groups = [[*unit.values, unit.shift], [unit.offset], [low, high]]
     flat = [[spread(v) for v in group] for group in groups]
+    kept: list[list[list[int]]] = []
     for period in (channels, flat[0][0].numel()):
-        kept = [_periodic(group, period) for group in flat]
-        if all(k is not None for k in kept):
+        found = [_periodic(group, period) for group in flat]
+        kept = [group for group in found if group is not None]
+        if len(kept) == len(flat):
             break
     (*multipliers, shift), (offset,), (lowest, highest) = kept
-    each = tuple(len(group[0]) > 1 for group in kept)
+    a, b, c = (len(group[0]) > 1 for group in kept)
+    each = a, b, c
     return Rescaling(multipliers, shift, offset, lowest, highest, zero, period, each)
 
 

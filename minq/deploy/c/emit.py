@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -129,7 +129,14 @@ class Emitter:
 
     def call(self, call: Call) -> list[str]:
         """The lines of a step."""
-        return getattr(self, f"_{call.kind}")(call)
+        ways: dict[str, Callable[[Call], list[str]]] = {
+            "linear": self._linear, "conv2d": self._conv2d, "depthwise": self._depthwise,
+            "matmul": self._matmul, "resample": self._resample, "max_pool": self._max_pool,
+            "rescale": self._rescale, "add": self._rescale, "table": self._table,
+            "lookup": self._lookup, "softmax": self._softmax, "layer_norm": self._layer_norm,
+            "join": self._join,
+        }  # fmt: skip
+        return ways[call.kind](call)
 
     def function(self, call: Call, w: str = "", stored: bool = True, kind: str = "") -> str:
         """The name of the function for a call's types; its code is written once."""
@@ -247,8 +254,6 @@ class Emitter:
         rest = (*self._pointers(call), *sizes, *self._rounding(call))
         return self._line(self.function(call), *rest)
 
-    _add = _rescale
-
     def _table(self, call: Call) -> list[str]:
         ctype = C_TYPES[call.writes.dtype]
         values = self.array(f"{call.name}_values", ctype, call.module.table.tolist())  # type: ignore
@@ -265,14 +270,14 @@ class Emitter:
     def _softmax(self, call: Call) -> list[str]:
         width, m = call.numbers["width"], call.module
         table = self.array(f"{call.name}_exponential", "int32_t", m.table.tolist())  # type: ignore
-        rest = (call.writes.size // width, width, table, len(m.table) - 1)  # type: ignore
+        rest: tuple[Any, ...] = (call.writes.size // width, width, table, len(m.table) - 1)  # type: ignore
         rest += (m.multiplier, m.shift)  # type: ignore[union-attr]
         rest += self._rounding(call)
         return self._line(self.function(call), *self._pointers(call), *rest)
 
     def _layer_norm(self, call: Call) -> list[str]:
         width, m = call.numbers["width"], call.module
-        rest = (call.writes.size // width, width, m.zero, int(m.center), m.up)  # type: ignore
+        rest: tuple[Any, ...] = (call.writes.size // width, width, m.zero, int(m.center), m.up)  # type: ignore
         rest += (f"INT64_C({m.epsilon})", *self._rounding(call))  # type: ignore[union-attr]
         return self._line(self.function(call), *self._pointers(call), *rest)
 

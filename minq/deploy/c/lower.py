@@ -92,11 +92,14 @@ class Lowering:
     def _node(self, node: fx.Node) -> None:
         module = self.modules.get(node.target) if node.op == "call_module" else None
         if node.op == "placeholder":
-            return self._placeholder(node)
+            self._placeholder(node)
+            return None
         if node.op == "call_method" and node.target == "double":
             return None  # seen from the placeholder
         if isinstance(module, kernels.Quantize):
-            return None if node in self.views else self.refuse(node, "it rounds a float island")
+            if node not in self.views:
+                self.refuse(node, "it rounds a float island")
+            return None
         if isinstance(module, kernels.Dequantize):
             return self._dequantize(node, module)
         if node in self._fused:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -55,12 +55,18 @@ def average(c: Lowering, node: fx.Node, module: kernels.Average) -> None:
     if len(x.shape) != 4:
         c.refuse(node, "a mean or a sum of anything but the pixels of pictures")
     size = y_value.shape[2:] if y_value.ndim == 4 else (1, 1)
-    found = separable(module, node.args[1:], dict(node.kwargs), x.shape[2:], tuple(size))
+    found = separable(
+        module, node.args[1:], dict(node.kwargs), (x.shape[2], x.shape[3]), (size[0], size[1])
+    )
     if found is None:
         c.refuse(node, "it is not a mean, pooling or interpolation of pixels")
     source = c.array(x, True)
     y, unit = c.result(node, True)
-    numbers = {"size": (*x.shape[2:], x.shape[1]), "out": (*size, x.shape[1]), "axes": found}
+    numbers: dict[str, Any] = {
+        "size": (*x.shape[2:], x.shape[1]),
+        "out": (*size, x.shape[1]),
+        "axes": found,
+    }
     numbers["zero"] = module.zero
     c.add(Call("resample", node.name, [source], y, numbers, module, unit))
 

@@ -68,8 +68,10 @@ def pad(c: Lowering, node: fx.Node) -> None:
         c.refuse(node, f"padding that is {mode}")
     if len(widths) <= 4 and value.ndim == 4 and min(widths) >= 0:
         users = [c.modules.get(u.target) for u in node.users]
-        folds = all(isinstance(m, kernels.Layer) and m.zero == level for m in users)
-        if folds and all(m.function is F.conv2d for m in users):
+        folded = (kernels.Layer, F.conv2d, level)
+        if all(
+            (type(m), getattr(m, "function", 0), getattr(m, "zero", None)) == folded for m in users
+        ):
             c.padded[node] = source, [*widths, 0, 0, 0, 0][:4], level
             return
     flat = x.array.channels_last and value.ndim == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from minq._work import write_whole
 from minq.deploy import kernels
-from minq.deploy.c import arena, text
+from minq.deploy.c import text
+from minq.deploy.c.arena import Placed, Step, best_order, lifetimes
+from minq.deploy.c.arena import place as placed
 from minq.deploy.c.emit import WORDS, Emitter
 from minq.deploy.c.lower import Lowering
 from minq.deploy.c.views import Array, in_memory
@@ -72,10 +75,10 @@ class CNetwork:
     header: Path
     inputs: tuple[CTensor, ...]
     outputs: tuple[CTensor, ...]
-    arena: tuple[arena.Placed, ...]
+    arena: tuple[Placed, ...]
     arena_bytes: int
     constant_bytes: int
-    steps: tuple[arena.Step, ...]
+    steps: tuple[Step, ...]
     functions: tuple[str, ...]
 
     def __repr__(self) -> str:
@@ -114,7 +117,7 @@ def to_c(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     files = to_c(net, folder, name="tiny")
     ...     print(files, "void tiny(" in files.header.read_text())
-    CNetwork(tiny.c: 1 steps, 38 bytes of constants, an arena of 0 bytes) True
+    CNetwork(tiny.c: 1 steps, 37 bytes of constants, an arena of 0 bytes) True
     """
     if not isinstance(net, IntegerNetwork):
         raise TypeError(
@@ -137,7 +140,7 @@ def to_c(
 def write(folder: Path, name: str, low: Lowering, order: str, emitter: Emitter) -> CNetwork:
     """Plan the arena, and write the files that an emitter makes of the steps."""
     steps = [
-        arena.Step(
+        Step(
             c.writes.name,
             emitter.bytes(c.writes) if c.writes.where == "arena" else 0,
             tuple(a.name for a in c.reads if a.where in ("arena", "output")),
@@ -145,13 +148,13 @@ def write(folder: Path, name: str, low: Lowering, order: str, emitter: Emitter) 
         )
         for c in low.calls
     ]
-    indices = arena.best_order(steps) if order == "memory" else range(len(steps))
+    indices = best_order(steps) if order == "memory" else range(len(steps))
     calls, steps = [low.calls[k] for k in indices], [steps[k] for k in indices]
-    plan = [p for p in arena.place(arena.lifetimes(steps), ALIGN) if p.bytes]
+    plan = [p for p in placed(lifetimes(steps), ALIGN) if p.bytes]
     emitter.places = {p.name: p.offset for p in plan}
     paths = folder / f"{name}.c", folder / f"{name}.h"
     for path, content in zip(paths, text.files(name, low, calls, plan, emitter), strict=True):
-        write_whole(path, lambda part, content=content: part.write_text(content, "utf-8"))
+        write_whole(path, partial(_save, content))
     return CNetwork(
         name,
         *paths,
@@ -165,6 +168,10 @@ def write(folder: Path, name: str, low: Lowering, order: str, emitter: Emitter) 
     )
 
 
+def _save(content: str, path: Path) -> None:
+    path.write_text(content, "utf-8")
+
+
 def _rounding(net: IntegerNetwork) -> str:
     """How ties are rounded: all requantizations do alike."""
     units = [m for m in net.program.modules() if isinstance(m, kernels.Multipliers)]
@@ -176,8 +183,8 @@ def _described(array: Array, unit: Any, emitter: Emitter) -> CTensor:
     dtype, place = emitter.ctype(array), (array.shape, array.channels_last)
     if isinstance(unit, kernels.Quantize) and dtype != "float":
         low, high = unit.integers
-        grid = unit.scale, int(unit.zero_point), (int(low), int(high))
-        return CTensor(array.name, dtype, *place, *grid)
+        ends = (int(low), int(high))
+        return CTensor(array.name, dtype, *place, unit.scale, int(unit.zero_point), ends)
     if unit is None or dtype == "float":
         return CTensor(array.name, dtype, *place, None, 0, None)
     return CTensor(array.name, dtype, *place, unit.scales[0], unit.zeros[0], None)
