@@ -74,6 +74,15 @@ class Quantizer(nn.Module):
         self.normalize = False
         self._stage = "observe"
 
+    @property
+    def dynamic(self) -> bool:
+        """Whether it takes its range from the values themselves, each time; see ``minq.cache``."""
+        return False
+
+    def arranged(self, x: Tensor) -> Tensor:
+        """The values as ``granularity`` cuts them."""
+        return x
+
     # --- stages -----------------------------------------------------------------------------------
 
     @property

@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from minq._checks import check_count
+from minq.cache import Cache
 from minq.estimators import MSE, Grouped, Output, as_estimator
 from minq.grid import Grid, integer_grid
 from minq.minimum import MinimumGrid
@@ -33,6 +34,8 @@ class Scheme:
             moved by an integer, as for activations; or "real", one that starts at the real minimum
             of its weights, see ``minq.minimum``.
         symmetric: activations too get a signed grid without zero-point.
+        cache: bits of the keys and values of attention, whatever ``activations`` has; or a
+            ``minq.cache.Cache``, which says what shares a scale; or None.
         groups: the last axis of an activation gets so many ranges, see ``ranges.grouped``.
         weight_range, activation_range: an estimator of ``minq.estimators``, its short form
             ("min_max", "percentile", "mse", and "output" for activations), or a function; here it
@@ -55,6 +58,7 @@ class Scheme:
     per_channel: bool = False
     group_size: int | None = None
     weight_zero_point: str | None = None
+    cache: int | Grid | Cache | None = None
     symmetric: bool = False
     groups: int | None = None
     weight_range: Any = MSE()
@@ -81,6 +85,7 @@ class Scheme:
             raise ValueError(
                 'weight_range is judged by no output; pass "mse", and rounding="adaround"'
             )
+        object.__setattr__(self, "cache", Cache.made(self.cache))
         skip = (self.skip,) if isinstance(self.skip, str) else tuple(self.skip)
         object.__setattr__(self, "skip", skip)
         for pattern in self.layers or ():

@@ -6,6 +6,7 @@ The rules are those of section 2.3 of the paper, but that an average gets a grid
 - the result of every operator that computes is quantized, on an unsigned grid with a zero-point,
   after the activation function that hardware applies before rounding (ReLU and its like);
 - an operator that only moves values (reshape, max-pooling, ...) leaves them on their grid;
+- keys and values of attention get a quantizer of their own where a cache is asked for;
 - branches that are concatenated are rounded once, on the grid of the result;
 - the inputs of the network are quantized, whole numbers such as token ids are not;
 - biases stay as they are: hardware adds them to the wide accumulator.
@@ -21,7 +22,7 @@ from typing import Any
 
 from torch import fx
 
-from minq import graph, masks
+from minq import attention, graph, masks
 from minq.export.recurrent import SEQUENCES, STEPS
 from minq.granularity import Granularity
 from minq.graph import place
@@ -50,6 +51,7 @@ def insert_quantizers(
     if quantizers(gm):
         raise ValueError("the graph has quantizers already; start again from minq.capture")
     plan = _Plan(gm, Scheme.made(scheme, settings))
+    _quantize_cache(plan)
     for node in list(gm.graph.nodes):
         if node.op == "placeholder" and graph.is_float(node):
             if node not in plan.found.masks | plan.found.partly:
@@ -211,6 +213,18 @@ def _quantize_weights(node: fx.Node, plan: _Plan) -> None:
     for weight in operands:
         if weight.op == "get_attr" and graph.is_float(weight):
             _after(weight, plan.weight(node, weight), plan)
+
+
+def _quantize_cache(plan: _Plan) -> None:
+    """Keys and values, before anything else rounds them."""
+    found = list(attention.stored(plan.gm))
+    if plan.scheme.cache is not None and not found:
+        raise ValueError("there is no softmax between two products, so no cache; leave cache=None")
+    for node, kind, turned in found:
+        cache = plan.of(node).cache
+        if cache is not None and not plan.skips(node):
+            name = f"{graph.module_of(node)[0]}.{kind}".lstrip(".")
+            _after(node, cache.quantizer(kind, turned), plan, name)
 
 
 def _warn_of_floats(plan: _Plan) -> None:

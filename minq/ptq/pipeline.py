@@ -243,7 +243,7 @@ def _set_activation_range(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> floa
     if quantizer.granularity.axis is None:
         sample = range_sample(values, walk.lengths)
     else:  # every channel has extremes of its own
-        sample = torch.cat([v.detach().flatten(0, -2) for v in values])
+        sample = torch.cat([quantizer.arranged(v.detach()).flatten(0, -2) for v in values])
     quantizer.observe()(sample)
     quantizer.freeze()
     if not quantizer.estimator.by_output or quantizer.granularity.axis is not None:

@@ -48,7 +48,8 @@ class Integers(Sequence):
     @staticmethod
     def fit(quantizer: Quantizer) -> bool:
         """Whether its values are integers of one byte, on one scale."""
-        return quantizer.bits <= 8 and not quantizer.scale.ndim and not quantizer.grid.real
+        other = quantizer.scale.ndim or quantizer.dynamic or quantizer.grid.real
+        return quantizer.bits <= 8 and not other
 
     def __init__(self, quantizer: Quantizer, values: Iterable[Tensor]) -> None:
         self.scale, self.zero_point = (v.detach() for v in quantizer.scale_zero_point())

@@ -132,6 +132,11 @@ class Compiler:
         if quantizer.stage == "observe":
             raise RuntimeError(f"{node.target} still observes; call freeze on every quantizer")
         scale, zero_point = (v.detach().double() for v in quantizer.scale_zero_point())
+        if quantizer.dynamic:
+            raise ValueError(
+                f"{node.target} finds its ranges while it runs, which integers do not here; "
+                "quantize without cache="
+            )
         if quantizer.grid.real:
             raise ValueError(
                 f"{node.target} has {quantizer.grid.real}; give weights bits, and "

@@ -94,6 +94,11 @@ def _check(name: str, quantizer: Quantizer, weight: bool) -> None:
             f"quantizer {name} is not frozen but at stage {quantizer.stage!r}; calibrate the "
             "network first, as minq.ptq does, and freeze its quantizers"
         )
+    if quantizer.dynamic:
+        raise ValueError(
+            f"quantizer {name} finds its ranges while it runs, which a file does not here; "
+            "quantize without cache="
+        )
     if quantizer.grid.real:
         raise ValueError(
             f"quantizer {name} has {quantizer.grid.real}, which DequantizeLinear has no place for; "
