@@ -23,6 +23,7 @@ from typing import Any
 from torch import fx
 
 from minq import attention, graph, masks
+from minq.cache import Cache
 from minq.export.recurrent import SEQUENCES, STEPS
 from minq.granularity import Granularity
 from minq.graph import place
@@ -221,7 +222,7 @@ def _quantize_cache(plan: _Plan) -> None:
     if plan.scheme.cache is not None and not found:
         raise ValueError("there is no softmax between two products, so no cache; leave cache=None")
     for node, kind, turned in found:
-        cache = plan.of(node).cache
+        cache = Cache.made(plan.of(node).cache)
         if cache is not None and not plan.skips(node):
             name = f"{graph.module_of(node)[0]}.{kind}".lstrip(".")
             _after(node, cache.quantizer(kind, turned), plan, name)
