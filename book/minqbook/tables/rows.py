@@ -4,10 +4,10 @@
     ROWS["resnet18"].build("pretrained")   the library's own weights, which it fetches
     ROWS["resnet18"].build(path)           a .pth or .safetensors file; for BERT, a folder
 
-Nothing about a network is changed. Two rows are not what the paper ran: its DeepLabV3 has a
-MobileNetV2 backbone, torchvision's has MobileNetV3-Large, the nearest there is; and EfficientDet
-gives class and box scores of anchors, without the non-maximum suppression behind them, which is no
-part of the network.
+Nothing about a network is changed. Two rows are not what the paper ran: its DeepLabV3 has, as far
+as we know, a MobileNetV2 backbone, torchvision's has MobileNetV3-Large, the nearest there is; and
+EfficientDet gives class and box scores of anchors, without the non-maximum suppression behind
+them, which is no part of the network.
 """
 
 from __future__ import annotations
