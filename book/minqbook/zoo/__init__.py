@@ -22,7 +22,8 @@ __all__, __getattr__, __dir__ = lazily(
         "smollm": (
             "chat generate has_smollm2 smollm2 smollm2_file smollm2_gguf smollm2_tokenizer"
         ),
-        "decoder": "Decoder",
+        "decoder": "Decoder rebuilt",
+        "bytes_decoder": "Bytes small_decoder",
         "gguf": "GGUF",
         "speeches": "prose token_rows",
         "data": "scenes",

