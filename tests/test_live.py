@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 from base64 import b64decode
 
 import pytest
@@ -23,6 +25,7 @@ def shown(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.chdir(".")
     monkeypatch.setattr(live, "_spaces", {})
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
     live.begin(emit)
     return outputs
 
@@ -165,3 +168,20 @@ def test_only_cells_that_need_no_torch_are_live(tmp_path, monkeypatch):
     assert found == {"ch": [1, 3, 5, 7]}
     monkeypatch.setattr(live_cells.subprocess, "run", None)  # nothing runs a second time
     assert live_cells.live_cells([notebook], b"library", tmp_path) == found
+
+
+def test_modules_of_numpy_that_cells_seldom_use_load_when_they_are_used():
+    """In a Python of its own, where nothing has imported them; the names are there as ever."""
+    code = """
+import sys
+from minqbook import live
+live.begin(lambda kind, text: None)
+import minq
+minq.quantize(0.3, 0.1)
+assert "unittest" not in sys.modules
+import numpy as np
+assert float(np.random.default_rng(0).random()) < 1 and np.ma.array([1, 2]).sum() == 3
+np.testing.assert_allclose([1.0], [1.0])
+assert "unittest" in sys.modules and np.f2py.__version__
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,5 +1,7 @@
 """What the live pages need from outside: sources made here, in their order; wrong files refused."""
 
+import base64
+import gzip
 import hashlib
 import http.server
 import io
@@ -11,8 +13,10 @@ import threading
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import parts
 import pytest
+from pack import PIECE, pack
 
 CONTENT = b"what was published\n"
 WRONG = b"what somebody changed\n"[: len(CONTENT)]
@@ -185,3 +189,80 @@ def test_a_manager_that_fails_says_why(monkeypatch):
     sources = parts.Sources()
     assert parts.fetch("tool", sources) is None
     assert "@group/tool@1.0: npm error 404 no tool" in parts.why_not(sources)
+
+
+# --- As scripts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE, 2 * PIECE + 5])
+def test_a_packed_file_is_its_scripts_joined(tmp_path, size):
+    content = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8).tobytes()
+    digest, count, whole, travels = pack("a.js", content, tmp_path)
+    assert digest == hashlib.sha256(content).hexdigest()[:12]
+    joined, length = b"", 0
+    for number in range(count):
+        text = (tmp_path / f"a.js.{digest}.{number}.js").read_text("ascii")
+        found = re.fullmatch(rf'minqPart\("a.js.{digest}",(\d+),"(.*)"\);\n', text)
+        assert int(found[1]) == number
+        joined += base64.b64decode(found[2])
+        length += len(text)
+    assert gzip.decompress(joined) == content
+    assert (whole, travels) == (size, length) and len(list(tmp_path.iterdir())) == count
+
+
+def test_packing_goes_on_where_it_was_stopped(tmp_path):
+    """The first script comes last: while it is missing, all are written."""
+    content = np.random.default_rng(1).bytes(PIECE + 1)
+    known = pack("a.js", content, tmp_path)
+    first, second = sorted(tmp_path.iterdir())
+    before = second.stat().st_mtime_ns
+    assert pack("a.js", content, tmp_path) == known and second.stat().st_mtime_ns == before
+    first.unlink()
+    second.write_text("half")
+    assert pack("a.js", content, tmp_path) == known and second.read_text() != "half"
+
+
+# --- Ready to start -------------------------------------------------------------------------------
+
+
+def test_without_node_nothing_is_compiled(monkeypatch, tmp_path):
+    import ready
+
+    (tmp_path / "pyodide.asm.wasm").write_bytes(b"")
+    monkeypatch.setattr(ready.shutil, "which", lambda name: None)
+    assert ready.ready({"a.whl": b""}, tmp_path, tmp_path) is None
+
+
+def test_what_node_made_is_kept_until_something_changes(monkeypatch, tmp_path):
+    import ready
+
+    (tmp_path / "pyodide.asm.wasm").write_bytes(b"")
+    runs = []
+
+    def node(command, **_):
+        runs.append(command)
+        given, made = map(Path, command[-2:])
+        for path in given.iterdir():
+            (made / path.name).write_bytes(path.read_bytes() * 2)
+        (made / ready.SNAPSHOT).write_bytes(b"memory")
+
+    monkeypatch.setattr(ready.shutil, "which", lambda name: name)
+    monkeypatch.setattr(ready.subprocess, "run", node)
+    for _ in range(2):
+        found = ready.ready({"a.whl": b"ab"}, tmp_path, tmp_path / "kept")
+        assert found == {"a.whl": b"abab", ready.SNAPSHOT: b"memory"}
+    assert len(runs) == 1
+    assert ready.ready({"a.whl": b"c"}, tmp_path, tmp_path / "kept")["a.whl"] == b"cc"
+    assert len(list((tmp_path / "kept").iterdir())) == 1, "the old ones are gone"
+
+
+def test_a_node_that_fails_changes_nothing(monkeypatch, tmp_path):
+    import ready
+
+    def fail(command, **_):
+        raise subprocess.CalledProcessError(1, command)
+
+    (tmp_path / "pyodide.asm.wasm").write_bytes(b"")
+    monkeypatch.setattr(ready.shutil, "which", lambda name: name)
+    monkeypatch.setattr(ready.subprocess, "run", fail)
+    assert ready.ready({"a.whl": b""}, tmp_path, tmp_path / "kept") is None

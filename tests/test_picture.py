@@ -1,9 +1,6 @@
-"""The networks that pages run: files with a look inside, stored answers, parts as scripts."""
+"""The networks that pages run: files with a look inside, stored answers."""
 
-import base64
-import gzip
 import json
-import re
 
 import numpy as np
 import onnx
@@ -13,7 +10,6 @@ import torch
 
 from minq.deploy import to_integer
 from minqbook.picture import STORED, networks, samples
-from minqbook.picture.pack import PIECE, pack
 from minqbook.widgets import OwnPicture
 from minqbook.zoo import imagenet_samples
 
@@ -34,20 +30,6 @@ def test_further_outputs_are_read_as_outputs(tmp_path):
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     y, a = session.run(["y", "a"], {"x": np.float32([-1, 0, 2])})
     assert a.tolist() == [0, 0, 2] and y.tolist() == [0, 0, -2]
-
-
-@pytest.mark.parametrize("size", [0, 1, PIECE, 2 * PIECE + 5])
-def test_a_part_is_its_scripts_joined(tmp_path, size):
-    content = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8).tobytes()
-    count, whole, squeezed = pack("part", content, tmp_path)
-    joined = b""
-    for number in range(count):
-        text = (tmp_path / f"part.{number}.js").read_text("ascii")
-        found = re.fullmatch(r'minqPart\("part",(\d+),"(.*)"\);\n', text)
-        assert int(found[1]) == number
-        joined += base64.b64decode(found[2])
-    assert gzip.decompress(joined) == content
-    assert (whole, squeezed) == (size, len(joined))
 
 
 def test_pictures_are_prepared_as_the_zoo_does():

@@ -42,11 +42,7 @@ window.minqExercises = (() => {
 
   // --- What stands on the page --------------------------------------------------------------------------------------
 
-  function h(tag, values = {}, ...children) {
-    const node = Object.assign(document.createElement(tag), values);
-    node.append(...children.filter((child) => child !== null));
-    return node;
-  }
+  const h = window.minqElement;
   const button = (textContent, onclick, className = "") =>
     h("button", { type: "button", className, textContent, onclick });
 

@@ -8,11 +8,7 @@
   let clock = 0; // counts runs and edits: what came after what
   const cells = [];
 
-  function h(name, props = {}, ...children) {
-    const element = Object.assign(document.createElement(name), props);
-    element.append(...children);
-    return element;
-  }
+  const h = window.minqElement;
 
   class Cell {
     constructor(root, number) {
@@ -112,6 +108,8 @@
       this.output.hidden = true;
       this.output.replaceChildren();
       if (this.stored) this.stored.hidden = false;
+      if (this.redrawn) window.minqRedraw(this.stored.querySelector(".ws-root"), null);
+      this.redrawn = false;
       this.buttons.run.focus();
       refreshAll();
     }
@@ -127,6 +125,7 @@
       this.output.style.minHeight = `${this.playing ? 0 : keep}px`;
       this.output.replaceChildren();
       this.output.hidden = false;
+      this.widget = null;
       if (this.stored && !this.playing) this.stored.hidden = true;
       const result = await live.run(this.source, {
         name: this.name,
@@ -138,18 +137,30 @@
       this.ran = ++clock;
       this.took = result.status === "ok" ? `Ran here in ${duration(result.ms)}.` : "";
       if (result.status !== "ok") this.explain(result);
-      else if (this.playing) this.output.replaceChildren(...this.printed(), h("p", {
-        className: "mq-live-note", textContent: "Python made this figure anew; the one below plays by itself.",
-      }));
+      else if (this.playing) this.output.replaceChildren(...this.printed(), this.figure());
       this.output.style.minHeight = "";
       const stopped = document.activeElement === this.buttons.stop;
       refreshAll();
       if (stopped) this.buttons.run.focus();
       return result;
     }
+    // The figure that plays below: drawn anew where a cell was edited, now or before; and what there is to say of it.
+    figure() {
+      const host = this.stored.querySelector(".ws-root"), isOther = cells.some((c) => c.source !== c.original);
+      const drawn = (isOther || this.redrawn) && this.widget && host && window.minqRedraw?.(host, this.widget);
+      this.redrawn ||= drawn;
+      const done = drawn ? "The figure below is drawn from your values." : this.widget
+        ? "Python made this figure anew, with the book's values; the one below plays by itself."
+        : "The figure below is the book's: this cell made another value.";
+      return h("p", { className: "mq-live-note", textContent: done });
+    }
     printed() { return [...this.output.children].filter((e) => !e.classList.contains("mq-live-text")); }
 
     append(output) {
+      if (output.kind === "widget") {
+        try { this.widget = JSON.parse(output.text); } catch { this.widget = null; } // a value that is no number
+        return;
+      }
       const last = this.output.lastElementChild;
       if (/^std/.test(output.kind) && last?.className === `mq-live-${output.kind}`) last.append(output.text);
       else this.output.append(live.show(output));

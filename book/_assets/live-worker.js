@@ -48,7 +48,9 @@
   async function start({ files: given }) {
     for (const [name, blob] of Object.entries(given)) files.set(name, blob);
     self.fetch = readHere;
-    python = await self.loadPyodide({ indexURL: "https://minq.invalid/", stdin: () => null });
+    const snapshot = files.get("snapshot.bin"); // of a Python that has started, where the book was built with one
+    const options = snapshot ? { _loadSnapshot: new Uint8Array(await snapshot.arrayBuffer()) } : {};
+    python = await self.loadPyodide({ indexURL: "https://minq.invalid/", stdin: () => null, ...options });
     for (const name of archives([...files.keys()])) await unpack(name);
     const live = python.pyimport("minqbook.live");
     live.begin(emit, "/data");

@@ -25,8 +25,8 @@
 // comes from there is shown as text or as a picture, never as HTML.
 (() => {
   "use strict";
-  const parts = JSON.parse(document.getElementById("live-parts")?.textContent ?? "{}"); // name -> { src: [], bytes }
-  const FIRST = ["python", "numpy", "book"]; // what every run needs
+  const parts = window.minqParts, { bundles } = parts;
+  const FIRST = ["python", "numpy", "book"]; // the bundles that every run needs
   const LATER = { // what a cell needs beyond, seen in its text
     matplotlib: /\b(matplotlib|pylab)\b/,
     weights: /\befficientnet_lite0\w*\b/,
@@ -40,47 +40,18 @@
       port.onmessage = (e) => worker.postMessage(e.data);
     };
   <\/script>`;
+  const CODE = ["pyodide.asm.js", "pyodide.js", "live-worker.js"]; // the worker's script, in this order
   const NO_MEMORY = "This device has too little memory for Python in the page. The chapter reads without it; Colab" +
     " and Binder (the rocket at the top) run it elsewhere.";
   const FIGURE = /^[A-Za-z0-9+/=]+$/;
 
-  // --- The files: scripts that hold base64, since a page on a disk may not fetch its neighbours ---------------------
+  // --- The files ----------------------------------------------------------------------------------------------------
 
-  const loaded = new Map(); // name -> promise of { file name: Blob }
-  const arrived = new Map(); // name -> { file: { start: piece } }, as its scripts handed over
-  function script(src) {
-    return new Promise((done, fail) => {
-      const element = Object.assign(document.createElement("script"), { src, async: true });
-      element.onload = () => { element.remove(); done(); };
-      element.onerror = () => fail(new Error(`${src.split("/").pop()} could not be loaded; are you offline?`));
-      document.head.append(element);
-    });
+  async function load(bundle) { // { file name: Blob }
+    const names = bundles[bundle] ?? [];
+    return Object.fromEntries(await Promise.all(names.map(async (name) => [name, await parts.load(name)])));
   }
-  function bytes(base64) {
-    if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
-    return Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-  }
-  async function unpack(name, pieces) {
-    const blob = new Blob(Object.keys(pieces).sort((a, b) => a - b).map((start) => bytes(pieces[start])));
-    if (!name.endsWith(".gz")) return [name, blob];
-    const plain = blob.stream().pipeThrough(new DecompressionStream("gzip"));
-    return [name.slice(0, -3), await new Response(plain).blob()];
-  }
-  function load(name) {
-    if (!loaded.has(name)) {
-      const files = (async () => {
-        if (!parts[name]) throw new Error(`this book was built without its part "${name}"`);
-        await Promise.all(parts[name].src.map(script));
-        const entries = await Promise.all(Object.entries(arrived.get(name)).map((entry) => unpack(...entry)));
-        arrived.delete(name);
-        return Object.fromEntries(entries);
-      })();
-      files.catch(() => loaded.delete(name)); // the next run tries again
-      loaded.set(name, files);
-    }
-    return loaded.get(name);
-  }
-  const megabytes = (names) => Math.round(names.reduce((sum, name) => sum + (parts[name]?.bytes ?? 0), 0) / 1e6);
+  const toLoad = (names) => Math.round(parts.toLoad(names.flatMap((name) => bundles[name] ?? [])) / 1e6);
 
   // --- One Python ---------------------------------------------------------------------------------------------------
 
@@ -93,8 +64,8 @@
     }
     async #start() {
       const files = Object.assign({}, ...(await Promise.all(FIRST.map(load))));
-      const code = ["pyodide.asm.js", "pyodide.js", "live-worker.js"].flatMap((name) => [files[name], "\n"]);
-      for (const name of ["pyodide.asm.js", "pyodide.js", "live-worker.js"]) delete files[name];
+      const code = CODE.flatMap((name) => [files[name], "\n"]);
+      for (const name of CODE) delete files[name];
       const { port1, port2 } = new MessageChannel();
       const frame = this.#frame = document.createElement("iframe");
       Object.assign(frame, { hidden: true, title: "Python", srcdoc: FRAME, tabIndex: -1 });
@@ -156,15 +127,15 @@
     if (/memory|allocation/i.test(text)) return NO_MEMORY;
     return began ? `Python broke down and is gone, with all names: ${text}` : `Python could not start here: ${text}`;
   }
-  const later = (source) => Object.keys(LATER).filter((name) => parts[name] && LATER[name].test(source));
+  const later = (source) => Object.keys(LATER).filter((name) => bundles[name] && LATER[name].test(source));
 
   async function attempt(source, { space = "page", fresh = false, name = "", onOutput, onStatus }, result) {
     const mine = (python ??= new Python());
     mine.ended.then(({ status, text }) => give(mine, status, text));
     const work = async () => {
       const wanted = later(source);
-      const news = [...FIRST.filter((n) => !loaded.has(n)), ...wanted.filter((n) => !loaded.has(n))];
-      onStatus?.(news.length ? `Loading Python, ${megabytes(news)} MB, once …` : "Starting Python …");
+      const news = toLoad([...FIRST, ...wanted]);
+      onStatus?.(news ? `Loading Python, ${news} MB, once …` : "Starting Python …");
       await mine.ready;
       mine.began = true;
       if (mine.missing(wanted).length) onStatus?.(`Loading ${mine.missing(wanted).join(" and ")} …`);
@@ -219,7 +190,7 @@
       picture.decode().then(() => { picture.width = picture.naturalWidth / 2; }, () => {});
       return picture;
     }
-    return Object.assign(document.createElement("pre"), { className: `mq-live-${kind}`, textContent: text });
+    return minqElement("pre", { className: `mq-live-${kind}`, textContent: text });
   }
 
   // --- The editor ---------------------------------------------------------------------------------------------------
@@ -238,31 +209,31 @@
     element.replaceChildren(area);
     return { get: () => area.value, set: (text) => { area.value = text; }, focus: () => area.focus() };
   }
-  let editorScript;
+  let editorReady;
+  async function loadEditor() {
+    const { "editor.js": blob } = await load("editor"), src = URL.createObjectURL(blob);
+    await new Promise((done, fail) => {
+      document.head.append(minqElement("script", { src, onload: done, onerror: fail }));
+    }).finally(() => URL.revokeObjectURL(src));
+  }
   async function editor(element, source, options = {}) {
     element.addEventListener("keydown", (e) => { // the page's one-key shortcuts, "/" for the search, are for readers
       if (!e.ctrlKey && !e.metaKey && !e.altKey) e.stopPropagation();
     });
     try {
-      if (!parts.editor) throw new Error("no editor");
-      await (editorScript ??= script(parts.editor.src[0]));
+      await (editorReady ??= loadEditor());
       return window.minqEditor(element, source, options);
     } catch {
-      editorScript = undefined;
+      editorReady = undefined;
       return plainEditor(element, source, options);
     }
   }
 
   window.minqLive = {
-    available: FIRST.every((name) => name in parts) && "DecompressionStream" in window && "WebAssembly" in window,
+    available: FIRST.every((name) => name in bundles) && "DecompressionStream" in window && "WebAssembly" in window,
     run, stop, editor, show,
     get running() { return running > 0; },
     get generation() { return generation; },
-    part(name, file, start, piece) {
-      const files = arrived.get(name) ?? {};
-      arrived.set(name, files);
-      (files[file] ??= {})[start] = piece;
-    },
   };
   document.dispatchEvent(new Event("minq-live"));
 })();

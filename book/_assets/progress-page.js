@@ -7,11 +7,7 @@
   const rows = new Map([...host.querySelectorAll("tr[data-label]")].map((row) => [row.dataset.label, row]));
   const inPage = [...rows].filter(([, row]) => !row.hasAttribute("data-torch")).map(([label]) => label);
 
-  function h(tag, values = {}, ...children) {
-    const node = Object.assign(document.createElement(tag), values);
-    node.append(...children);
-    return node;
-  }
+  const h = window.minqElement;
   const button = (textContent, onclick) => h("button", { type: "button", textContent, onclick });
   const count = (n, one, many = `${one}s`) => `${n} ${n === 1 ? one : many}`;
 

@@ -10,11 +10,7 @@
   const models = new Map(); // id -> Model
   const modules = new Map(); // source of an ESM -> promise of the module, so that each is loaded once
   const find = (id) => models.get(String(id).replace("IPY_MODEL_", ""));
-  function h(name, props = {}, ...children) {
-    const el = Object.assign(document.createElement(name), props);
-    el.append(...children);
-    return el;
-  }
+  const h = window.minqElement;
 
   // --- Models: the part of the Jupyter widget protocol that a page can keep without a kernel ----------------------
 
@@ -43,6 +39,9 @@
       if (news.length) this.#emit("change", this);
     }
     save_changes() {}
+    renewed(values) { // the same widget with other values, which nothing has heard of yet
+      return new Model(this.id, { model_name: this.name, model_module: "anywidget", state: { ...this.#state, ...values } });
+    }
     send() {}
     on(events, f) {
       for (const e of events.split(" ")) this.#handlers.set(e, [...(this.#handlers.get(e) ?? []), f]);
@@ -114,6 +113,19 @@
     el.textContent = `This figure could not start (${error.message ?? error}). The text around it reads without it.`;
   }
 
+  // Draw a figure anew with other values, or without any as the book has it. Whether it is of that class.
+  const stored = new Map(); // host element -> its model in the book
+  function redraw(host, widget) {
+    const model = stored.get(host);
+    if (!model?.isAnywidget || (widget && !String(model.get("_anywidget_id")).endsWith(`.${widget.name}`))) return false;
+    const bytes = (v) => new DataView(Uint8Array.from(atob(v.base64), (c) => c.charCodeAt(0)).buffer);
+    const values = Object.entries(widget?.state ?? {}).map(([k, v]) => [k, v?.base64 ? bytes(v) : v]);
+    host.replaceChildren();
+    show(widget ? model.renewed(Object.fromEntries(values)) : model.renewed({}), host);
+    return true;
+  }
+  window.minqRedraw = redraw;
+
   // Resolves when the figures in sight are drawn; after a second in any case, for a page in a tab not yet looked at.
   function start() {
     for (const script of document.querySelectorAll(STATE))
@@ -140,6 +152,7 @@
       host.dataset.state = "waiting";
       view.after(host);
       waiting.set(host, find(JSON.parse(view.textContent).model_id));
+      stored.set(host, waiting.get(host).renewed?.({}) ?? waiting.get(host));
       if (near) near.observe(host); else drawn.push(wake(host));
     }
     if (!near) seen(Promise.all(drawn));

@@ -45,7 +45,7 @@ def page(app, pagename, templatename, context, doctree):
         return
     path = Path(app.env.doc2path(pagename))
     is_table = any(TABLE in raw.astext() for raw in doctree.findall(nodes.raw))
-    found = in_code(path) if path.suffix == ".ipynb" and getattr(app, "live_parts", None) else []
+    found = in_code(path) if path.suffix == ".ipynb" and getattr(app, "live_cells", None) else []
     if found:
         highlight = app.builder.highlighter.highlight_block
         text = json.dumps([listed(e, highlight) for e in found]).replace("</", "<\\/")

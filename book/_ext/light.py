@@ -24,7 +24,7 @@ MATHJAX = (
 UNUSED = ("scripts/fontawesome.js",)  # the style sheet shows the same icons with a font
 SEARCH = ("searchtools.js", "language_data.js", "searchindex.js")  # for the page of results alone
 # At once: what a figure needs, what folds solutions away; tabs need the event that ends parsing.
-EARLY = re.compile(r"widgets-\w+\.js|togglebutton\.js|design-tabs\.js|late\.js")
+EARLY = re.compile(r"(widgets|page)-\w+\.js|togglebutton\.js|design-tabs\.js|late\.js")
 DEPRECATED = (' role="doc-biblioentry"', ' role="list"')  # of the references
 # The copy button has no name for a screen reader; the search stumbles over ids with a dot in them.
 PATCHES = (

@@ -1,22 +1,18 @@
-"""Python in the pages: the files that it takes, joined into scripts that also load from a disk.
+"""Python in the pages: the files that it takes, packed into scripts that also load from a disk.
 
-`_static/live/` gets a script for each bundle: `python`, `numpy` and `book` for the first run,
-`matplotlib`, `weights` and `editor` for what needs them. Each name carries a hash, so that a
-browser keeps what did not change. Where parts.py finds nothing, the book is built without, and says
-so.
+The bundles `python`, `numpy` and `book` are for the first run, `matplotlib`, `weights` and `editor`
+for what needs them. Where parts.py finds nothing, the book is built without, and says so.
 """
 
 from __future__ import annotations
 
-import base64
-import gzip
 import hashlib
 import io
 import json
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,16 +26,18 @@ sys.path.insert(0, str(HERE.parent / "_tools"))
 
 import live_cells  # noqa: E402
 import parts  # noqa: E402
+from ready import SNAPSHOT, ready  # noqa: E402
 
 logger = logging.getLogger(__name__)
 DATA = ROOT / "_build" / "live"
 EXERCISE = {"solution", "check"}  # cells that the page shows in another way
 # A lock file without packages: what lies beside Pyodide is unpacked by live-worker.js.
 PYODIDE = ("pyodide.js", "pyodide.asm.js", "pyodide.asm.wasm", "python_stdlib.zip")
-PIECE = 4_000_000  # characters of a script: browsers with a small cache keep no larger ones
-# Of Matplotlib and what it imports: fonts for PDF, icons, examples, other backends.
+# What only compilers, type checkers and tests read; of Matplotlib fonts for PDF, icons, examples,
+# and other backends.
 UNUSED = re.compile(
-    r"mpl-data/(fonts/(afm|pdfcorefonts)|images|sample_data)/.|/(tests|testing)/.|_qt\w*\.py"
+    r"\.(pyi|h|pxd|pyx|a)$|/tests/.|matplotlib/testing/.|_qt\w*\.py"
+    r"|mpl-data/(fonts/(afm|pdfcorefonts)|images|sample_data)/."
     r"|backends/(backend_(gtk|qt|wx|tk|webagg|nbagg|macosx|cairo|pgf|ps)|web_backend)"
 )
 # What CommonJS modules need to find each other.
@@ -53,14 +51,8 @@ function require(name) {
   return made[name].exports;
 }
 """
+ARCHIVES = (".whl", "book.zip")
 PURE = ("array_api_compat", "traitlets")  # packages that minq imports, from this environment
-
-
-def packed(name: str, content: bytes) -> tuple[str, str]:
-    """A file as a script carries it: compressed unless it is an archive, in base64."""
-    if not name.endswith((".whl", ".zip", ".npz")):
-        name, content = f"{name}.gz", gzip.compress(content, 9, mtime=0)
-    return name, base64.b64encode(content).decode()
 
 
 def archive(files: Iterable[tuple[str, bytes]]) -> bytes:
@@ -123,68 +115,40 @@ def editor(folder: Path) -> str:
     return f"(() => {{\n{REQUIRE}{text}{module('editor', ours)}require('editor');\n}})();\n"
 
 
-class Bundles:
-    """The scripts of `_static/live`, each written once for the same content."""
+def from_part(part: str, sources: parts.Sources) -> dict[str, bytes] | None:
+    folder = parts.fetch(part, sources)
+    return folder and {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
-    def __init__(self, folder: Path, sources: parts.Sources) -> None:
-        self.folder, self.sources = folder, sources
-        self.made: dict[str, dict] = {}
-        self.cells: dict[str, list[int]] = {}  # a notebook -> its live cells
-        folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, name: str, key: bytes, texts: Callable[[], list[str]], count: int = 1) -> None:
-        """The scripts of one name, `count` of them."""
-        digest = hashlib.sha256(key).hexdigest()[:12]
-        paths = [self.folder / f"{name}-{digest}-{number}.js" for number in range(count)]
-        if not all(path.exists() for path in paths):
-            for path, text in zip(paths, texts(), strict=True):
-                parts.keep(path, text.encode())
-        self.made[name] = {
-            "src": [f"_static/live/{path.name}" for path in paths],
-            "bytes": sum(path.stat().st_size for path in paths),
-        }
+def wheels(part: str, sources: parts.Sources) -> dict[str, bytes]:
+    """The wheels of a part, without what no page needs."""
+    found = from_part(part, sources) or {}
+    return {name: without(wheel, UNUSED) for name, wheel in found.items()}
 
-    def add_files(self, name: str, files: dict[str, bytes]) -> None:
-        """A bundle of files that live.js unpacks, in scripts of a few megabytes."""
-        scripts, size = [""], 0
-        for file, content in files.items():
-            stored, text = packed(file, content)
-            for start in range(0, len(text), PIECE):
-                piece = text[start : start + PIECE]
-                if size + len(piece) > PIECE:
-                    scripts.append("")
-                    size = 0
-                said = ", ".join(map(json.dumps, (name, stored, start, piece)))
-                scripts[-1] += f"minqLive.part({said});\n"
-                size += len(piece)
-        self.add(name, "".join(scripts).encode(), lambda: scripts, len(scripts))
 
-    def from_part(self, part: str) -> dict[str, bytes] | None:
-        folder = parts.fetch(part, self.sources)
-        return folder and {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
-
-    def write(self) -> dict[str, dict]:
-        """All that can be had; nothing, if that does not suffice to run a cell."""
-        pyodide, numpy = self.from_part("pyodide"), self.from_part("numpy")
-        if not (pyodide and numpy):
-            return {}
-        lock = json.loads(pyodide["pyodide-lock.json"])
-        core = {name: pyodide[name] for name in PYODIDE}
-        core["pyodide-lock.json"] = json.dumps({"info": lock["info"], "packages": {}}).encode()
-        self.add_files("python", core)
-        self.add_files("numpy", numpy)
-        worker, ours, net = (ASSETS / "live-worker.js").read_bytes(), library(), weights()
-        self.add_files("book", {"live-worker.js": worker, "book.zip": ours})
-        self.add_files("weights", {net.name: net.read_bytes()})
-        notebooks = sorted((ROOT / "book").glob("*.ipynb"))
-        self.cells = live_cells.live_cells(notebooks, ours, net.parent)
-        if matplotlib := self.from_part("matplotlib"):
-            wheels = {name: without(wheel, UNUSED) for name, wheel in matplotlib.items()}
-            self.add_files("matplotlib", wheels)
-        if folder := parts.fetch("codemirror", self.sources):
-            script = editor(folder)
-            self.add("editor", script.encode(), lambda: [script])
-        return self.made
+def bundles(sources: parts.Sources) -> dict[str, dict[str, bytes]]:
+    """All that can be had: {bundle: its files}; nothing, if that does not suffice to run a cell."""
+    pyodide, numpy = from_part("pyodide", sources), wheels("numpy", sources)
+    if not (pyodide and numpy):
+        return {}
+    lock = json.loads(pyodide["pyodide-lock.json"])
+    core = {name: pyodide[name] for name in PYODIDE}
+    core["pyodide-lock.json"] = json.dumps({"info": lock["info"], "packages": {}}).encode()
+    found = {"python": core, "numpy": numpy, "book": {"book.zip": library()}}
+    if matplotlib := wheels("matplotlib", sources):
+        found["matplotlib"] = matplotlib
+    archives = {n: v for of in found.values() for n, v in of.items() if n.endswith(ARCHIVES)}
+    if quick := ready(archives, parts.cache() / "pyodide", DATA):
+        for of in found.values():
+            of.update((name, quick[name]) for name in of if name in quick)
+        core[SNAPSHOT] = quick[SNAPSHOT]
+    else:
+        logger.info("The cells of the book start slowly: node is needed to compile for them.")
+    found["book"]["live-worker.js"] = (ASSETS / "live-worker.js").read_bytes()
+    found["weights"] = {weights().name: weights().read_bytes()}
+    if folder := parts.fetch("codemirror", sources):
+        found["editor"] = {"editor.js": editor(folder).encode()}
+    return found
 
 
 def notices() -> str:
@@ -202,27 +166,24 @@ def notices() -> str:
 
 
 def prepare(app):
-    """Before any page: what they will load, under app.live_parts."""
-    app.live_parts, app.live_cells = {}, {}
+    """Before any page: what they will load, and which cells are live."""
+    app.live_cells = {}
     if app.builder.format != "html":
         return
     sources = parts.Sources()
-    folder = Path(app.outdir) / "_static" / "live"
-    bundles = Bundles(folder, sources)
-    app.live_parts, app.live_cells = bundles.write(), bundles.cells
-    if not app.live_parts:
+    for name, files in bundles(sources).items():
+        app.packs.add(name, files)
+    if "python" not in app.packs.bundles:
         logger.info("The cells of the book are not live: %s", parts.why_not(sources))
-    else:
-        parts.keep(folder / "NOTICES.txt", notices().encode())
-    kept = {Path(src).name for part in app.live_parts.values() for src in part["src"]}
-    for old in folder.glob("*.js"):
-        if old.name not in kept:
-            old.unlink()
+        return
+    parts.keep(app.packs.folder / "NOTICES.txt", notices().encode())
+    notebooks = sorted((ROOT / "book").glob("*.ipynb"))
+    app.live_cells = live_cells.live_cells(notebooks, library(), weights().parent)
 
 
 def mark(app, doctree, docname):
     """Say of each code cell whether it is live: live-cells.js gives it its buttons."""
-    if not app.live_parts:
+    if not app.live_cells:
         return
     for cell in doctree.findall(nodes.container):
         if cell.get("nb_element") != "cell_code":
@@ -236,12 +197,9 @@ def mark(app, doctree, docname):
 
 def page(app, pagename, templatename, context, doctree):
     """The scripts of a page that has code."""
-    if doctree is None or not app.live_parts:
-        return
-    listed = json.dumps(app.live_parts)
-    app.add_js_file(None, body=listed, type="application/json", id="live-parts", priority=940)
-    app.add_js_file("live.js", defer="defer", priority=941)
-    app.add_js_file("live-cells.js", defer="defer", priority=942)
+    if doctree is not None and app.live_cells:
+        app.add_js_file("live.js", defer="defer", priority=941)
+        app.add_js_file("live-cells.js", defer="defer", priority=942)
 
 
 def setup(app):

@@ -31,7 +31,7 @@ def write_page(widget: Any, folder: Path, theme: str = "light", head: str = "") 
     """``widget.html`` in the folder, with the book's own player beside it; ``head`` goes into its
     head."""
     data = embed_data(views=[widget], drop_defaults=False)
-    scripts = sorted(ASSETS.glob("widgets*.js"))
+    scripts = sorted([*ASSETS.glob("page-*.js"), *ASSETS.glob("widgets*.js")])
     for script in scripts:
         shutil.copy(script, folder)
     page = folder / "widget.html"

@@ -30,7 +30,7 @@ REVEAL = ("dist/reset.css", "dist/reveal.css", "dist/reveal.js", "plugin/notes/n
 LEFT_OUT = ".solution, .tag_solution, .tag_check, .slide-skip, .tag_slide-skip"
 STATE = 'script[type="application/vnd.jupyter.widget-state+json"]'
 VIEW = 'script[type="application/vnd.jupyter.widget-view+json"]'
-SCRIPTS = re.compile("mathjax/|MathJax|widgets-")
+SCRIPTS = re.compile("mathjax/|MathJax|(widgets|page)-")
 LARGE = 'img, svg, table, .exercise, script[type*="widget-view"]'  # has a slide of its own
 
 PAGE = """<!DOCTYPE html>
@@ -210,6 +210,9 @@ def cut(path: Path) -> str:
         node.decompose()
     for state in states:
         state.extract()
+    for cell in article.select(".mq-live[id]:has(> .cell_input)"):  # no room here for an editor
+        attributes = {"class": "mq-run", "href": f"#{cell['id']}", "target": "_blank"}
+        cell.select_one(".cell_input").append(soup.new_tag("a", attrs=attributes, string="Run it"))
     for node in [*head, article]:
         local(node, path.name)
     title = article.find("h1").get_text(" ", strip=True)

@@ -17,6 +17,9 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
+from importlib.util import LazyLoader
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,12 @@ NO_TORCH = (
     " top), or on your own machine."
 )
 
+WIDGET = "application/vnd.minq.widget+json"  # of live_widgets.py
+# array_api_compat asks for every module of NumPy, which most cells do not use.
+SELDOM = {
+    f"numpy.{name}"
+    for name in "char ctypeslib f2py ma matlib polynomial random rec strings testing typing".split()
+}
 DATA: Path | None = None  # the folder of what the page brings: live-worker.js writes to /data
 _emit: Callable[[str, str], None] = lambda kind, text: None  # noqa: E731
 _spaces: dict[str, dict[str, Any]] = {}
@@ -38,11 +47,22 @@ def given(name: str) -> Path | None:
     return path if path and path.exists() else None
 
 
+class OnFirstUse(MetaPathFinder):
+    """The modules of SELDOM run when something of them is asked for, not when they are imported."""
+
+    def find_spec(self, name, path=None, target=None):
+        spec = PathFinder.find_spec(name, path) if name in SELDOM else None
+        if spec and spec.loader:
+            spec.loader = LazyLoader(spec.loader)
+        return spec
+
+
 def begin(emit: Callable[[str, str], None], data: str | None = None) -> None:
     """Get ready; from now on what cells show goes to ``emit(kind, text)``.
 
     kind: ``"stdout"``, ``"stderr"``; ``"figure"``, a PNG picture in base64; ``"text"``, a value as
-    it prints. data: the folder that ``given`` looks in.
+    it prints; ``"widget"``, the values of a widget, as JSON. data: the folder that ``given`` looks
+    in.
     """
     global _emit, DATA
     _emit, DATA = emit, Path(data) if data else None
@@ -50,6 +70,9 @@ def begin(emit: Callable[[str, str], None], data: str | None = None) -> None:
     os.environ["MPLBACKEND"] = "module://minqbook.live_figures"
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # "this may take a moment"
     builtins.input = _no_input
+    sys.meta_path.insert(0, OnFirstUse())
+    if "random" in sys.modules:  # a Python from a snapshot would draw the same on every page
+        sys.modules["random"].seed()
 
 
 def emit(kind: str, text: str) -> None:
@@ -121,6 +144,8 @@ def _show(value: Any) -> None:
         data = value._repr_mimebundle_()
         data = data[0] if isinstance(data, tuple) else data
         emit("text", data["text/plain"])
+        if state := data.get(WIDGET):
+            emit("widget", state)
     else:
         emit("text", repr(value))
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from bookpage import BROKEN, ROOT
+from chrome import find_browser
+from pack import pack
 from PIL import Image
 from stage import stage
 from test_pages import WIDE, low_contrast, violations
@@ -17,7 +19,6 @@ from minq.deploy import to_integer
 from minqbook import zoo
 from minqbook.picture import STORED, networks
 from minqbook.picture.answers import Files
-from minqbook.picture.pack import pack
 from minqbook.picture.samples import samples
 from minqbook.widgets import OwnPicture, bundle
 from minqbook.zoo.photos import read
@@ -25,6 +26,8 @@ from minqbook.zoo.photos import read
 stored = json.loads(STORED.read_text("utf-8"))
 DIGITS = ("resnet_basic", "mobilenet_v2")
 WAIT = 120_000
+WASM = "ort-wasm-simd-threaded"
+ENGINE = ("ort.wasm.min.js", "worker.js", f"{WASM}.mjs", f"{WASM}.wasm")
 HERE = "document.querySelector('.minq-OwnPicture').dataset.answers === 'here'"
 
 
@@ -36,10 +39,10 @@ def module(name, *exported):
 @pytest.fixture(scope="session")
 def made(book):
     """The folder of the networks' files, where the book was built with the engine."""
-    tables = list((ROOT / "_build" / "networks").glob("*/parts.json"))
-    if not tables or not (book.html / "_static/live/picture").is_dir():
+    folders = list((ROOT / "_build" / "networks").glob("*/files"))
+    if not folders or not list((book.html / "_static/live").glob("ort.wasm*")):
         pytest.skip("the book was built without onnxruntime-web")
-    return tables[0].with_name("files")
+    return folders[0]
 
 
 def scenes(count):
@@ -188,7 +191,7 @@ def test_by_keyboard_from_a_disk(open_page, made):
     assert {form: [a for a, _ in shown] for form, shown in before.items()} == {
         form: names("resnet_basic", 0, form) for form in networks.BITS
     }
-    assert not [url for url in asked if "live/picture" in url]
+    assert not [url for url in asked if "/live/" in url]
     widget.root.get_by_role("button", name="Run ResNet").press("Enter")
     page.wait_for_function(HERE, timeout=WAIT)
     assert answers(widget) == before, "the page computes what was stored"
@@ -224,14 +227,14 @@ def test_by_keyboard_from_a_disk(open_page, made):
     x = networks.prepared(pixels[None], networks.NETWORKS["resnet_basic"])
     for form, shown in answers(widget).items():
         assert shown[0][0] == str(files.logits(form, x).argmax())
-    problem = widget.root.locator(".mqp-problem")
+    complaint = widget.root.locator(".mqp-problem")
     for given, says in (
         ({"name": "x.png", "mimeType": "image/png", "buffer": b"nothing"}, "x.png is no picture"),
         (picture("wide.png", (4200, 4100)), "too large"),
     ):
         pick.set_input_files(given)
         page.wait_for_function("document.querySelector('.mqp-problem').textContent")
-        assert says in problem.inner_text()
+        assert says in complaint.inner_text()
         assert "mine.png" in sheet.get_attribute("aria-label"), "the last good picture stays"
     assert not widget.broken_text(), BROKEN
     assert not violations(page, rules={"color-contrast": {"enabled": False}})
@@ -243,17 +246,62 @@ def test_by_keyboard_from_a_disk(open_page, made):
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
-def test_a_damaged_file_is_named(browser, tmp_path):
-    parts = tmp_path / "parts"
-    parts.mkdir()
-    table = {"resnet_basic.json": pack("resnet_basic.json", b"{}" * 200, parts)}
-    path = parts / "resnet_basic.json.0.js"
+@pytest.fixture
+def head(tmp_path):
+    """The head of a page that says it has the engine; the network's file is damaged."""
+    folder, names = tmp_path / "live", (*ENGINE, "resnet_basic.json")
+    folder.mkdir()
+    table = {name: pack(name, b"{}" * 200, folder) for name in names}
+    (path,) = folder.glob("resnet_basic.json.*.js")
     path.write_text(path.read_text().replace("H4sI", "H4sA"))
-    content = html.escape(json.dumps({"base": "parts/", "parts": table}))
-    head = f'<meta name="minq-parts" content="{content}">'
+    content = html.escape(json.dumps({"files": table, "bundles": {}}))
+    return f'<meta name="minq-parts" content="{content}">'
+
+
+def problem(widget):
+    """What the figure says went wrong, once it does."""
+    said = widget.root.locator(".mqp-problem:not(:empty)")
+    said.wait_for()
+    return said.inner_text()
+
+
+def test_a_damaged_file_is_named(browser, tmp_path, head):
     with stage(browser, tmp_path, OwnPicture(), head=head) as widget:
         widget.click("Run ResNet")
-        problem = widget.root.locator(".mqp-problem:not(:empty)")
-        problem.wait_for()
-        assert "resnet_basic.json is damaged" in problem.inner_text()
+        assert "resnet_basic.json is damaged" in problem(widget)
         assert widget.root.get_by_role("button", name="Run ResNet").is_enabled()
+
+
+def test_a_file_that_is_too_large_is_not_read(browser, tmp_path, head):
+    drop = """root => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(41e6)], "huge.png", { type: "image/png" }));
+        root.querySelector(".mqp-pad").dispatchEvent(
+            new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+    }"""
+    with stage(browser, tmp_path, OwnPicture(), head=head) as widget:
+        before = widget.root.locator("canvas.mqp-pad").get_attribute("aria-label")
+        widget.evaluate(drop)
+        assert problem(widget) == "The file huge.png has 41 MB; the most is 40 MB."
+        assert widget.root.locator("canvas.mqp-pad").get_attribute("aria-label") == before
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_camera_and_its_refusal(browser, tmp_path, head, allowed):
+    """Chromium's own moving picture stands for a camera."""
+    flags = ["--use-fake-device-for-media-stream", "--no-sandbox", "--disable-gpu"]
+    other = browser.browser_type.launch(executable_path=find_browser(), args=flags)
+    with stage(other, tmp_path, OwnPicture(), head=head) as widget:
+        root, context = widget.root, widget.root.page.context
+        context.grant_permissions(["camera"] if allowed else [])
+        root.get_by_role("button", name="Use the camera").click()
+        if allowed:
+            playing = "root => root.querySelector('video').videoWidth > 0"
+            root.page.wait_for_function(f"({playing})(document)")
+            root.get_by_role("button", name="Take it").click()
+            root.locator("canvas[aria-label*='from the camera']").wait_for()
+            assert not root.locator(".mqp-camera").is_visible()
+            assert widget.evaluate("root => root.querySelector('video').srcObject") is None
+        else:
+            assert problem(widget) == "The camera was not allowed; choose a file instead."
+    other.close()

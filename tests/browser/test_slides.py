@@ -132,3 +132,14 @@ def test_print_mode_has_a_sheet_for_each_slide(decks, open_page):
     deck = open_page("slides/ch03_uniform_affine.html?print-pdf", formulas=True)
     deck.page.wait_for_selector(".pdf-page", state="attached")
     assert deck.page.locator(".pdf-page").count() == deck.page.locator("section.leaf").count()
+
+
+def test_live_code_leads_to_where_it_runs(book, decks, parse):
+    """Each link of a deck to a cell of its chapter, which is live there."""
+    name = "ch04_symmetric_granularity"
+    links = parse(decks.folder / f"{name}.html", "all('.mq-run').map(a => a.getAttribute('href'))")
+    live = parse(book.html / f"{name}.html", "all('.mq-live').map(e => e.id)")
+    if not live:
+        pytest.skip("the book was built without live cells")
+    assert links and {link.partition("#")[0] for link in links} == {f"../{name}.html"}
+    assert {link.partition("#")[2] for link in links} <= set(live)

@@ -3,9 +3,8 @@ import { h } from "./kit/elements.js";
 import { widget } from "./kit/figure.js";
 import { FORMS, likeliest, parting, race, size, weakest } from "./picture/answers.js";
 import { cards, drawDecibels, sayPlace, timesTable } from "./picture/cards.js";
-import { about, answer, compared, open, samplePixels, timed, weight } from "./picture/engine.js";
+import { about, answer, available, compared, open, samplePixels, timed, weight } from "./picture/engine.js";
 import { pad } from "./picture/pad.js";
-import { available } from "./picture/parts.js";
 import { normalised, opaque } from "./picture/resize.js";
 import { camera, fromFile, squareOf } from "./picture/take.js";
 
@@ -31,7 +30,7 @@ async function imageOf(src) {
 export default {
   render({ model, el }) {
     const w = widget({ model, el }), { samples, networks } = w.get("stored");
-    const live = Boolean(available());
+    const live = available();
     const titles = Object.fromEntries(Object.entries(networks).map(([key, n]) => [key, n.title]));
     // source: {sample: 0}, {drawn: true}, or {image, name}; state: what is shown of it
     let source = { sample: w.get("sample") }, known = null, at = null, turn = 0, loading = null;

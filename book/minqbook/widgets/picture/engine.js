@@ -1,9 +1,14 @@
-// The networks of a page, run by onnxruntime-web in a worker that all widgets of the page share.
-import { load, text, toLoad } from "./parts.js";
+// The networks of a page, run by onnxruntime-web in a worker that all widgets of the page share. Its files are the
+// page's (page-parts.js), in the built book alone.
 
 const ENGINE = ["ort.wasm.min.js", "worker.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"];
 const fileOf = (network, form) => `${network}.${form}.onnx`;
 const asBytes = base64 => Uint8Array.from(atob(base64), c => c.charCodeAt(0));
+const load = async (name, onPiece) => (await window.minqParts.load(name, onPiece)).arrayBuffer();
+const text = async (name, onPiece) => (await window.minqParts.load(name, onPiece)).text();
+
+/** Whether this book was built with the engine. */
+export const available = () => window.minqParts?.has(ENGINE) ?? false;
 
 let engine = null; // promise of ask(task, given, transfer)
 const opened = new Map(); // "network form" -> promise
@@ -11,7 +16,7 @@ const told = new Map(); // network -> promise of what there is to know of it
 
 /** Bytes that must come before all forms of a network can run. */
 export const weight = (network, forms) =>
-  toLoad([...ENGINE, `${network}.json`, ...forms.map(form => fileOf(network, form))]);
+  window.minqParts.toLoad([...ENGINE, `${network}.json`, ...forms.map(form => fileOf(network, form))]);
 
 async function started(onPiece) {
   const [ort, own] = [await text(ENGINE[0], onPiece), await text(ENGINE[1], onPiece)];
