@@ -3,7 +3,6 @@
 networks  the files: FP32, INT8 and INT4, and what a page must know of them
 samples   the pictures that are there before the reader brings one
 answers   what ONNX Runtime answers on them; ``python -m minqbook.picture`` stores it for the pages
-pack      files as scripts, which a page on a disk can load
 """
 
 from pathlib import Path
