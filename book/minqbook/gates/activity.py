@@ -1,26 +1,23 @@
 """How often the gates of a unit switch while it computes a real layer: counted, not measured.
 
-The netlist that Yosys made is simulated by Icarus without delays, with the weights and inputs of a
-trained layer, one multiply-add a cycle along the sums of the layer. What is counted is how many bits
-of its nets differ from one cycle to the next. The energy of CMOS goes with that number, times what
-each net drives, times the voltage squared; so this is an estimate of proportions. It leaves out the
-clock, wires, leakage, and the glitches that delays would add: those grow with depth, so a real
+The gates that Yosys made are computed one by one, with the weights and inputs of a trained layer,
+one multiply-add a cycle along the sums of the layer. What is counted is how many outputs of gates
+and flip-flops differ from one cycle to the next. The energy of CMOS goes with that number, times
+what each output drives, times the voltage squared; so this is an estimate of proportions. It leaves
+out the clock, wires, leakage, and the glitches of slow gates: those grow with depth, so a real
 multiplier does worse.
 """
 
 from __future__ import annotations
 
-import re
-import tempfile
 from functools import cache
-from pathlib import Path
+from graphlib import TopologicalSorter
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from minq.affine import quantize, scale_zero_point
-from minqbook.gates.icarus import compiled, simulate
 
 LAYER = "blocks.6.expand"
 """A 1 x 1 convolution of EfficientNet-Lite0 with 80 inputs."""
@@ -62,7 +59,7 @@ def operands(bits: int, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure(bits: int, name: str, command: str | None = None) -> dict[str, Any]:
-    """Bits of nets that differ from cycle to cycle, for each multiply-add.
+    """Outputs that differ from cycle to cycle, for each multiply-add.
 
     Args:
         bits: of weights and inputs, if they are integers.
@@ -70,52 +67,105 @@ def measure(bits: int, name: str, command: str | None = None) -> dict[str, Any]:
         command: which Yosys.
 
     Returns:
-        How many toggle, and how many nets there are.
+        How many toggle.
     """
     from minqbook.gates import table
     from minqbook.gates.yosys import synthesize
 
     cell = {"unit": name or "element", "weight_bits": bits, "input_bits": bits, "acc_bits": 32}
     cell["variant"] = ""
-    circuit = synthesize(
-        *table.unit(cell), command=command, netlist=True, **table.parameters(cell)
-    )
+    circuit = synthesize(*table.unit(cell), table.parameters(cell), command=command, netlist=True)
     w, x = operands(bits, name)
-    first = np.arange(w.shape[1]) == 0
-    words = np.stack(np.broadcast_arrays(w, x, first), -1).astype(np.int64)
-    with tempfile.TemporaryDirectory(prefix="minq-activity-") as folder:
-        netlist, dump = Path(folder, "netlist.v"), Path(folder, "dump.vcd")
-        netlist.write_text(circuit.netlist)
-        bench = "test_activity_float" if name else "test_activity"
-        width = 8 * w.itemsize if name else bits
-        program = compiled(bench, (netlist, "test_stream.v", f"{bench}.v"), BITS=width)
-        simulate(program, words.flat, dump)
-        toggled, nets = toggles(dump.read_text())
-    return {"toggles": round(toggled / w.size, 1), "nets": nets}
+    toggled, _ = run(circuit.netlist, w, x)
+    return {"toggles": round(toggled / w.size, 1)}
 
 
-def toggles(dump: str) -> tuple[int, int]:
-    """Bits that change in a VCD file between known values, without the clock; and how many bits.
+def run(netlist: dict[str, Any], w: np.ndarray, x: np.ndarray) -> tuple[int, list[int]]:
+    """Let the products of each row of w and x through an element, or a multiply-add of floats.
 
-    >>> toggles("$var wire 2 ! a $end $enddefinitions $end #0 b00 ! #1 b11 ! #2 b1 !")
-    (3, 2)
+    Args:
+        netlist: of ``mac_array`` with one element, or of ``float_mac``.
+        w: words, (sums, products).
+        x: as many.
+
+    Returns:
+        How many outputs of gates and flip-flops differed from one cycle to the next, and the word
+        on the port ``after`` at the end of each row.
     """
-    head, _, body = dump.partition("$enddefinitions $end")
-    width = {
-        code: int(bits)
-        for bits, code, name in re.findall(r"\$var \w+ (\d+) (\S+) (\S+)", head)
-        if name != "clk"
-    }
-    held: dict[str, str] = {}
-    count = 0
-    changes = re.finditer(r"b([01xz]+) (\S+)|(?<=\s)([01xz])(\S+)", body)
-    for change in changes:
-        vector, one, scalar, other = change.groups()
-        code, value = (one, vector) if one else (other, scalar)
-        if code not in width:
-            continue
-        value = value.rjust(width[code], value[0] if value[0] in "xz" else "0")
-        known = zip(held.get(code, ""), value, strict=False)
-        count += sum({a, b} == {"0", "1"} for a, b in known)
-        held[code] = value
-    return count, sum(width.values())
+    step, flip_flops, watched = _compiled(netlist)
+    ports = {k: v["bits"] for k, v in netlist["ports"].items()}
+    size = 1 + max(b for bits in _bits(netlist) for b in bits if isinstance(b, int))
+    value = [0] * size
+    weights = ports.get("weights") or ports["weight"]
+    for port in ("load", "load_row", "compute", "enable"):
+        _put(value, ports.get(port, []), 1)
+    flat_w, flat_x = ([int(v) for v in a.flat] for a in (w, x))
+    count, sums = 0, []
+    before = [0] * len(watched)
+    _put(value, weights, flat_w[0])
+    for k in range(-1, len(flat_w)):  # the next weight enters while one is multiplied
+        _put(value, weights, flat_w[min(k + 1, len(flat_w) - 1)])
+        _put(value, ports["x"], flat_x[max(k, 0)])
+        _put(value, ports["first"], int(k % w.shape[1] == 0))
+        step(value)
+        now = [value[b] for b in watched]
+        if k > 0:
+            count += sum(map(int.__ne__, now, before))
+        before = now
+        if (k + 1) % w.shape[1] == 0 and k >= 0:
+            after = ports["after"]
+            sums.append(sum(_get(value, b) << i for i, b in enumerate(after)))
+        held = [value[d] if _get(value, e) else value[q] for d, e, q in flip_flops]
+        for (_, _, q), v in zip(flip_flops, held, strict=True):
+            value[q] = v
+    return count, sums
+
+
+def _put(value: list[int], bits: list[Any], word: int) -> None:
+    for i, b in enumerate(bits):
+        value[b] = word >> i & 1
+
+
+def _get(value: list[int], bit: Any) -> int:
+    return value[bit] if isinstance(bit, int) else int(bit == "1")
+
+
+def _bits(netlist: dict[str, Any]) -> list[list[Any]]:
+    """The nets of all ports and connections."""
+    cells = (bits for c in netlist["cells"].values() for bits in c["connections"].values())
+    return [*cells, *(p["bits"] for p in netlist["ports"].values())]
+
+
+_GATE = {
+    "$_AND_": "{A} & {B}",
+    "$_NAND_": "({A} & {B}) ^ 1",
+    "$_OR_": "{A} | {B}",
+    "$_NOR_": "({A} | {B}) ^ 1",
+    "$_XOR_": "{A} ^ {B}",
+    "$_XNOR_": "{A} ^ {B} ^ 1",
+    "$_NOT_": "{A} ^ 1",
+    "$_MUX_": "{B} if {S} else {A}",
+}
+
+
+def _compiled(netlist: dict[str, Any]) -> tuple[Any, list[tuple[Any, Any, Any]], list[int]]:
+    """A function that computes all gates in order, the flip-flops (D, E, Q), and all outputs."""
+    gates, flip_flops = {}, []
+    for cell in netlist["cells"].values():
+        pin = {k: v[0] for k, v in cell["connections"].items()}
+        if cell["type"] in _GATE:
+            gates[pin["Y"]] = cell["type"], pin
+        elif cell["type"] in ("$_DFF_P_", "$_DFFE_PP_"):
+            flip_flops.append((pin["D"], pin.get("E", "1"), pin["Q"]))
+        else:
+            raise ValueError(f"a cell of a kind that is not known here: {cell['type']}")
+    needs = {y: [b for k, b in pin.items() if k != "Y"] for y, (_, pin) in gates.items()}
+    order = [y for y in TopologicalSorter(needs).static_order() if y in gates]
+    name = lambda bit: f"v[{bit}]" if isinstance(bit, int) else str(int(bit == "1"))  # noqa: E731
+    lines = ["def step(v):"]
+    for y in order:
+        kind, pin = gates[y]
+        lines.append(f" v[{y}] = " + _GATE[kind].format(**{k: name(b) for k, b in pin.items()}))
+    scope: dict[str, Any] = {}
+    exec("\n".join(lines), scope)
+    return scope["step"], flip_flops, [*order, *(q for *_, q in flip_flops)]

@@ -84,3 +84,9 @@ def simulate(program: Path, words: Iterable[int], dump: Path | None = None) -> l
     if run.returncode or run.stderr:
         raise RuntimeError(f"The simulation stopped:\n{run.stdout}\n{run.stderr}")
     return [s for s in run.stdout.splitlines() if not s.startswith("VCD info")]
+
+
+def version() -> str:
+    """Of Icarus, e.g. "11.0"."""
+    run = subprocess.run(["iverilog", "-V"], capture_output=True, text=True)
+    return run.stdout.split("version", 1)[1].split()[0]

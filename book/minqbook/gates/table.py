@@ -1,4 +1,4 @@
-"""What is counted: elements, arrays, floats, the requantizer, and how often their gates switch."""
+"""What is counted: elements, arrays, floats, and how often their gates switch."""
 
 from __future__ import annotations
 
@@ -45,11 +45,10 @@ def cells() -> Iterator[Cell]:
         yield cell("switching", variant=name)
     for name in ("float32", "bfloat16"):
         yield cell(name, variant="flush")
-    for b in BITS:
+    for b in BITS[:-1]:
         for a in (32, safe(b, b)):
             yield cell("array 8 x 8", b, b, a)
         yield cell("array 8 x 8", b, b, 32, "zero-point")
-    yield cell("requantizer")
 
 
 def measure(cell: Cell, command: str | None = None) -> dict[str, Any]:
@@ -65,20 +64,16 @@ def measure(cell: Cell, command: str | None = None) -> dict[str, Any]:
     """
     if cell["unit"] == "switching":
         return activity.measure(cell["weight_bits"], cell["variant"], command)
-    return synthesize(*unit(cell), command=command, **parameters(cell)).record()
+    return synthesize(*unit(cell), parameters(cell), command=command).record()
 
 
 def unit(cell: Cell) -> tuple[str, tuple[str, ...]]:
     """The module of a cell, and its sources."""
-    if cell["unit"] == "requantizer":
-        return "requantize", ("requantize.v",)
     return ("float_mac", ("float.v",)) if cell["unit"] in FLOATS else ("mac_array", INTEGER)
 
 
 def parameters(cell: Cell) -> dict[str, int]:
     """Of the module of a cell."""
-    if cell["unit"] == "requantizer":
-        return {}
     if cell["unit"] in FLOATS:
         values = zip(("EXPONENT", "FRACTION", "INFINITE"), FLOATS[cell["unit"]], strict=True)
         return dict(values) | {"FLUSH": int(cell["variant"] == "flush")}

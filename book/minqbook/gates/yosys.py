@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ opt_clean
 write_json modules.json
 flatten
 opt_clean -purge
-ltp -noff
+tee -o depth.txt ltp -noff
 {netlist}
 """
 
@@ -39,7 +40,7 @@ class Circuit(NamedTuple):
     adder: int  # all other gates: they add, choose the bias, keep a sum in its range
     flip_flops: int
     depth: int  # gates on the longest way from a flip-flop or input to the next
-    netlist: str = ""  # the gates as one flat module of Verilog, where it was asked for
+    netlist: dict[str, Any] = {}  # the gates as one flat module, where they were asked for
 
     @property
     def cells(self) -> int:
@@ -70,11 +71,11 @@ def version(command: str | None = None) -> str:
 
 def synthesize(
     top: str,
-    sources: tuple[str, ...],
-    command: str | None = None,
+    sources: Iterable[str],
+    parameters: Mapping[str, int],
     *,
+    command: str | None = None,
     netlist: bool = False,
-    **parameters: int,
 ) -> Circuit:
     """Turn a module into gates, each submodule by itself, so that they can be counted apart.
 
@@ -84,9 +85,9 @@ def synthesize(
     Args:
         top: the module.
         sources: files of ``SOURCES``.
+        parameters: of the module.
         command: which Yosys (default: ``program()``).
         netlist: whether the circuit itself is wanted too.
-        parameters: of the module.
 
     Returns:
         The circuit.
@@ -107,19 +108,25 @@ def synthesize(
             parameters=f"chparam {values} {top}" if values else "",
             top=top,
             gates=GATES,
-            netlist="write_verilog -noattr netlist.v" if netlist else "",
+            netlist="write_json flat.json" if netlist else "",
         )
         (folder / "script.ys").write_text(text)
         run = subprocess.run([command, "script.ys"], cwd=folder, capture_output=True, text=True)
         if run.returncode:
             raise RuntimeError(f"Yosys stopped:\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
         modules = json.loads((folder / "modules.json").read_text("utf-8"))["modules"]
-        flat = (folder / "netlist.v").read_text("utf-8") if netlist else ""
-    found = re.findall(r"Longest topological path in .*\(length=(\d+)\)", run.stdout)
+        flat = json.loads((folder / "flat.json").read_text("utf-8")) if netlist else {}
+        found = re.findall(r"\(length=(\d+)\)", (folder / "depth.txt").read_text("utf-8"))
     (root,) = (m for m, v in modules.items() if _plain(m, v) == top)
     count = _count(root, modules, "adder")
-    return Circuit(*(count[k] for k in ("multiplier", "extra", "adder", "flip_flops")),
-                   depth=int(found[-1]), netlist=flat)  # fmt: skip
+    return Circuit(
+        multiplier=count["multiplier"],
+        extra=count["extra"],
+        adder=count["adder"],
+        flip_flops=count["flip_flops"],
+        depth=int(found[-1]),
+        netlist=flat and flat["modules"][top],
+    )
 
 
 def _plain(name: str, module: dict[str, Any]) -> str:

@@ -17,6 +17,8 @@ _HOME = {
     "RangeTradeoff": "range_tradeoff",
     "Granularity": "granularity",
     "MacArray": "mac_array",
+    "ElementSize": "element_size",
+    "Waveform": "waveform",
     "Equalizer": "equalizer",
     "BiasShift": "bias_shift",
     "AdaRoundPlay": "adaround_play",
