@@ -9,6 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d
 
+import minq
+from minq import graph
+from minq.graph.batches import batches_of
+from minq.ptq import correction
 from minq.ptq.bias import (
     clipped_normal,
     conv_moments,
@@ -17,6 +21,8 @@ from minq.ptq.bias import (
     output_shift,
 )
 from minq.ptq.correction import helpful_shift
+from minq.ptq.pipeline import set_weight_ranges
+from minq.ptq.walk import Walk
 
 integrate = pytest.importorskip("scipy.integrate")
 seeds = st.integers(0, 2**32 - 1)
@@ -170,3 +176,23 @@ def test_moments_of_a_convolution_against_samples():
 def test_bad_input_is_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_a_linear_layer_is_corrected_from_its_inputs():
+    """As from its outputs, which may be very many."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 5, 16, generator=g).abs()
+    model = torch.nn.Sequential(torch.nn.Linear(16, 12), torch.nn.Linear(12, 9))
+    gm = minq.insert_quantizers(minq.capture(model, x), weights=3, activations=None)
+    set_weight_ranges(gm)
+    walk, seen = Walk(gm, batches_of(gm, [x[:3], x[3:]])), 0
+    for node in walk:
+        if graph.op(node) == "linear":
+            found = correction._shift_of_linear(gm, node, walk)
+            walk.advance(node)
+            outputs = walk.exact[node], walk.quantized[node]
+            want = helpful_shift(lambda y=outputs: correction._halves(walk, *y, -1))
+            assert want.any()
+            torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
+            seen += 1
+    assert seen == 2

@@ -6,11 +6,14 @@ import itertools
 
 import pytest
 import torch
+from networks import Lambda
 
 import minq
 from minq import fake_quantize, graph, ranges, scale_zero_point
 from minq.grid import Grid
 from minq.ptq import GPTQ, Nearest
+from minq.ptq import gptq as gptq_module
+from minq.ptq import rounding as rounding_module
 from minq.ptq.gptq import gptq
 from minq.simulate import weight_quantizers
 
@@ -88,6 +91,34 @@ def test_grouped_convolution_is_one_task_a_group(group):
     for k in range(3):
         own = slice(2 * k, 2 * k + 2)
         torch.testing.assert_close(got.flatten(1)[own], gptq(w[own], x[k], scale[own], group=group))
+
+
+def test_layers_that_read_one_tensor_share_its_factor(monkeypatch):
+    """Queries and keys: as each alone, with one Hessian."""
+    calls = []
+    monkeypatch.setattr(
+        rounding_module, "hessian", lambda rows: calls.append(1) or gptq_module.hessian(rows)
+    )
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 6, 12, generator=g) @ torch.randn(12, 12, generator=g)
+    layers = {"q": torch.nn.Linear(12, 5), "k": torch.nn.Linear(12, 3)}
+    model = Lambda(lambda m, x: torch.cat([m.q(x), m.k(x)], -1), **layers).eval()
+    given = {"weights": 3, "activations": None, "per_channel": True, "equalize": False}
+    q = minq.ptq(model, x, rounding=GPTQ(rows=10**6), **given)
+    assert len(calls) == 1
+    rows = x.flatten(0, 1)
+    for name, layer in layers.items():
+        w = layer.weight.detach()
+        scale = getattr(q, name).weight_quantizer.scale.detach()
+        want = gptq(w, rows, scale, grid=Grid(-4, 3))
+        torch.testing.assert_close(getattr(q, name).weight.detach(), want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_weight_of_one_output_is_left_as_it_was():
+    w, x = task(outputs=1, width=30)
+    before = w.clone()
+    gptq(w, x, grid(w)[0])
+    assert torch.equal(w, before)
 
 
 def test_a_dead_input_and_too_few_rows():

@@ -327,6 +327,16 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, monkeypatch, st
     )
 
 
+@pytest.mark.parametrize("cut", [1, 9, 700])
+def test_a_layer_that_was_half_written_is_done_again(tmp_path, cut):
+    model, x, file = toy(), data(), tmp_path / "rounding.pt"
+    settings = dict(weights=4, rounding=GPTQ(rows=64), checkpoint=file)
+    whole = ptq(model, x, **settings)
+    written = file.read_bytes()
+    file.write_bytes(written[:-cut])
+    assert same(ptq(model, x, **settings), whole) and file.read_bytes() == written
+
+
 @pytest.mark.parametrize("change", [
     *(dict(rounding=dataclasses.replace(AdaRound(sweeps=3, rows=64), **other)) for other in (
         dict(seed=1), dict(rows=65), dict(sweeps=4), dict(correct_bias=True))),

@@ -110,6 +110,33 @@ def test_values_too_large_to_keep_are_computed_again(model, x, bits):
     same(*(list(map(list, walk.outputs)) for walk in (large, small)))
 
 
+@pytest.mark.parametrize("model, x", [pytest.param(m, x, id=k) for k, m, x in nets()])
+def test_the_quantized_network_alone(model, x):
+    gm = quantized(model, x, x)
+    stages(gm, "frozen")
+    batches = batches_of(gm, [x[:2], x[2:]])
+    two, one = Walk(gm, batches), Walk(gm, batches, both=False)
+    for node, again in zip(two, one, strict=True):
+        assert node is again
+        for source in node.all_input_nodes:
+            if source in two.quantized:
+                same(list(one.quantized[source]), list(two.quantized[source]))
+        if node.op != "placeholder":
+            assert node not in one.exact
+    same(*(list(walk.outputs[1]) for walk in (two, one)))
+
+
+def test_what_is_found_once_is_forgotten_with_its_node():
+    gm = minq.capture(nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2)), noise(3, 5))
+    walk, calls = Walk(gm, batches_of(gm, noise(3, 5)), both=False), []
+    for node in walk:
+        if graph.op(node) == "linear":
+            for _ in range(2):
+                walk.once(graph.input_of(node), "sum", lambda: calls.append(1) or 7)
+        assert len(walk._found) <= 1
+    assert len(calls) == 2
+
+
 def test_answers_are_computed_when_they_are_read():
     """Those of all data together may take more memory than everything else."""
     model, x = settle(mobile()), noise(4, 3, 8, 8)

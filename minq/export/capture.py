@@ -29,6 +29,7 @@ from minq.export.recurrent import write_out
 from minq.export.refusals import CaptureError, refuse, why
 from minq.export.rewrite import rewrite
 from minq.export.sizes import conditions
+from minq.export.spread import fold_spread
 from minq.graph import Network
 from minq.graph.batches import arguments_for, flatten_outputs, normal
 from minq.graph.network import check_sizes, own_sizes
@@ -221,7 +222,8 @@ def _finished(model: nn.Module, exported: Any, args: tuple, kwargs: dict) -> Net
             stacklevel=2,
         )
     own_sizes(gm)
-    return write_as_fill(fold_constants(rewrite(write_out(graph.tidy(gm)))))
+    gm = fold_constants(rewrite(write_out(graph.tidy(gm))))
+    return write_as_fill(fold_constants(fold_spread(gm)))
 
 
 @torch.no_grad()

@@ -1,4 +1,9 @@
-"""One form for masks: masked_fill, for what ``where`` and additions in front of a softmax write."""
+"""One form for masks: masked_fill behind all else that is added, whatever a network writes.
+
+where(c, x, v)                      masked_fill(x, not c, v)
+x + (0 or -infinity)                masked_fill(x, hidden, -inf)       in front of a softmax
+x + masked_fill(y, hidden, -1e9)    masked_fill(x + y, hidden, -1e9)   in front of a softmax
+"""
 
 from __future__ import annotations
 
@@ -33,15 +38,42 @@ def write_as_fill(gm: fx.GraphModule) -> fx.GraphModule:
                 break
         elif kind in ("add", "sub") and not node.kwargs and len(node.args) == 2:
             _fill(gm, node)
+    for node in list(gm.graph.nodes):
+        if graph.op(node) == "masked_fill" and node.args[1].op == "get_attr":
+            if not graph.get(gm, node.args[1].target).any() and _like(node.args[0], node):
+                replace(node, node.args[0])
+        elif graph.op(node) == "add" and not node.kwargs:
+            _fill_last(node)
     return graph.tidy(gm)
 
 
-def _fill(gm: fx.GraphModule, node: fx.Node) -> None:
-    readers = list(node.users)
+def _fill_last(node: fx.Node) -> None:
+    """A sum of scores and of what is hidden already: hidden later, the sum is data."""
+    for x, filled in (node.args[:2], node.args[1::-1]):
+        moved = filled
+        while isinstance(moved, fx.Node) and graph.op(moved) in ("contiguous", "clone", "to"):
+            moved = moved.args[0]
+        if not isinstance(x, fx.Node) or graph.op(moved) != "masked_fill" or not _like(x, node):
+            continue
+        data, hides, value = moved.args
+        if not isinstance(value, int | float) or value > -1e9 or not _before_softmax(node):
+            continue  # beside less, a score still counts
+        if graph.op(x) != "masked_fill":
+            total = call(node, aten.add.Tensor, x, data)
+            replace(node, call(node, aten.masked_fill.Scalar, total, hides, value))
+            return
+
+
+def _before_softmax(node: fx.Node) -> bool:
+    """Whether all that reads the node is a softmax over its last dimension."""
     last = len(graph.shape_of(node)) - 1 if graph.is_float(node) else 0
-    if not readers or any(
-        graph.op(u) != "softmax" or u.args[1] % (last + 1) != last for u in readers
-    ):
+    return bool(node.users) and all(
+        graph.op(u) == "softmax" and u.args[1] % (last + 1) == last for u in node.users
+    )
+
+
+def _fill(gm: fx.GraphModule, node: fx.Node) -> None:
+    if not _before_softmax(node):
         return
     x, mask = node.args if graph.op(node) == "sub" or _constant(node.args[1]) else node.args[::-1]
     if not _constant(mask) or not isinstance(x, fx.Node) or not _like(x, node):

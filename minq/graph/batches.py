@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from minq.graph.network import check_sizes
-from minq.graph.nodes import is_fixed
+from minq.graph.network import check_shape, check_sizes
 from minq.graph.notes import network_notes
 from minq.graph.parameters import to_device_of
 
@@ -164,14 +163,7 @@ def _check_input(node: fx.Node, value: Any) -> None:
         return
     if not isinstance(value, Tensor):
         raise TypeError(f"input {node.name} must be a tensor, not {type(value).__name__}")
-    fits = value.ndim == expected.ndim and all(
-        not is_fixed(e) or int(e) == v for e, v in zip(expected.shape, value.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"input {node.name} has shape {tuple(value.shape)}; the model was captured with "
-            f"{tuple(expected.shape)}, where letters may vary"
-        )
+    check_shape(node, value)
     if value.numel() == 0:
         raise ValueError(f"input {node.name} is empty; at least one sample is needed")
     if value.is_floating_point() and not torch.isfinite(value).all():

@@ -31,7 +31,14 @@ class Network(fx.GraphModule):
         if notes.sizes:
             named = [kwargs[k] for k in notes.keywords if k in kwargs]
             check_sizes(self, tree_leaves((args, named)))
-        return super().__call__(*args, **kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        except RuntimeError:  # deep inside, perhaps because of a size that is fixed
+            inputs = (n for n in self.graph.nodes if n.op == "placeholder")
+            for node, value in zip(inputs, tree_leaves((args, kwargs)), strict=False):
+                if isinstance(value, Tensor) and isinstance(node.meta.get("val"), Tensor):
+                    check_shape(node, value)
+            raise
 
     def __reduce__(self) -> tuple:
         state = self.__dict__.copy()
@@ -65,6 +72,23 @@ def on_cpu(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 # --- Which sizes of inputs the graph holds for ----------------------------------------------------
+
+
+def check_shape(node: fx.Node, value: Tensor) -> None:
+    """Refuse an input of a shape that the network was not captured with; only the batch may vary.
+
+    Raises:
+        ValueError: a dimension that is a number in the graph is another one.
+    """
+    expected = node.meta["val"]
+    fits = value.ndim == expected.ndim and all(
+        not is_fixed(e) or int(e) == v for e, v in zip(expected.shape, value.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"input {node.name} has shape {tuple(value.shape)}; the model was captured with "
+            f"{tuple(expected.shape)}, where letters may vary"
+        )
 
 
 def check_sizes(gm: fx.GraphModule, values: list[Any]) -> None:

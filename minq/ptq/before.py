@@ -20,7 +20,7 @@ from minq.simulate import is_weight
 def set_rounded_weight(gm: fx.GraphModule, node: fx.Node, weight: Tensor) -> None:
     """``graph.set_weight`` with a weight on its grid; what that added is kept."""
     name = graph.parameter_of(graph.weight_node(node)).target
-    before = without_rounding(gm, name)
+    before = _before(gm, name)
     graph.set_weight(gm, node, weight)
     _keep(gm, name, before)
 
@@ -28,16 +28,21 @@ def set_rounded_weight(gm: fx.GraphModule, node: fx.Node, weight: Tensor) -> Non
 def set_corrected_bias(gm: fx.GraphModule, node: fx.Node, bias: Tensor) -> None:
     """``graph.set_bias`` with the bias that rounding needs; what that added is kept."""
     old = graph.parameter_of(graph.bias_node(node))
-    before = torch.zeros_like(bias) if old is None else without_rounding(gm, old.target)
+    before = torch.zeros_like(bias) if old is None else _before(gm, old.target)
     graph.set_bias(gm, node, bias)
     _keep(gm, graph.parameter_of(graph.bias_node(node)).target, before)
 
 
 def without_rounding(gm: fx.GraphModule, name: str) -> Tensor:
-    """A parameter as it was before it was rounded or corrected."""
+    """A parameter as it was before it was rounded or corrected: a tensor of its own."""
+    before = _before(gm, name)
+    return before if name in graph.network_notes(gm).added else before.clone()
+
+
+def _before(gm: fx.GraphModule, name: str) -> Tensor:
     parameter = graph.get(gm, name).detach()
     if (share := graph.network_notes(gm).added.get(name)) is None:
-        return parameter.clone()
+        return parameter
     return parameter - share.values.to(parameter) * share.unit
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from minq import graph
 from minq.ptq import bias as bias_math
 from minq.ptq.before import set_corrected_bias
+from minq.ptq.storage import Batches
 from minq.ptq.walk import Walk, activation_of
 
 
@@ -30,15 +31,44 @@ def correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
     if graph.op(node) == "embedding":
         return
     axis = -1 if graph.op(node) == "linear" else 1
-    walk.advance(node)
-    halves = lambda: _halves(walk, node, axis)  # noqa: E731
-    activation = activation_of(gm, node, 1)
-    function = activation and (lambda rows: activation(rows[None])[0])
-    if (shift := helpful_shift(halves, function)) is None:
+    if (activation := activation_of(gm, node, 1)) is None and axis == -1:
+        shift = _shift_of_linear(gm, node, walk)
+    else:
+        walk.advance(node)
+        function = activation and (lambda rows: activation(rows[None])[0])
+        exact, quantized = walk.exact[node], walk.quantized[node]
+        shift = helpful_shift(lambda: _halves(walk, exact, quantized, axis), function)
+    if shift is None:
         return
     set_corrected_bias(gm, node, bias_math.correct_bias(graph.bias_of(gm, node), shift))
     column = shift.reshape([-1] + [1] * (len(graph.shape_of(node)) - 2) if axis == 1 else [-1])
     walk.renew(node, lambda y_hat: y_hat - column)
+
+
+def _shift_of_linear(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> Tensor | None:
+    """``helpful_shift`` of a linear layer from its inputs alone: its outputs may be very many.
+
+    sum of (y_hat - y) = W_hat sum x_hat - W sum x, and the same of one row's product with a shift.
+    """
+    source, W_hat = graph.input_of(node), graph.rounded_weight_of(gm, node)
+    W = walk.exact.parameter(graph.weight_node(node))
+    halves = lambda: _halves(walk, walk.exact[source], walk.quantized[source], -1)  # noqa: E731
+    totals: list[list[Any]] = [[0.0, 0.0], [0.0, 0.0]]  # of x and x_hat in each half
+    counts = [0, 0]
+    for half, *rows in halves():
+        totals[half] = [t + v.double().sum(0) for t, v in zip(totals[half], rows, strict=True)]
+        counts[half] += len(rows[0])
+    if not all(counts):
+        return None
+    sums = [W_hat.double() @ x_hat - W.double() @ x for x, x_hat in totals]
+    if (shift := _where_it_helps(sums, counts)) is None:
+        return None
+    v_hat, v = (w.double().T @ shift for w in (W_hat, W))
+    here = (
+        shift.square().sum() - 2 * (x_hat.double() @ v_hat - x.double() @ v)
+        for _, x, x_hat in halves()
+    )
+    return _if_more_get_closer(here, shift.to(W))
 
 
 def helpful_shift(
@@ -61,32 +91,52 @@ def helpful_shift(
     for half, y, y_hat in halves():
         sums[half] = sums[half] + (y_hat - y).double().sum(0)
         counts[half] += len(y)
+    change: list[Any] | None = None
+    if activation is not None and all(counts):
+        change = [torch.zeros_like(total) for total in sums]
+        for half, y, y_hat in halves():
+            shift = (sums[1 - half] / counts[1 - half]).to(y)
+            change[half] += bias_math.change_of_error(y, y_hat, shift, activation).double().sum(0)
+    if (shift := _where_it_helps(sums, counts, change)) is None:
+        return None
+    here = (
+        bias_math.change_of_error(y, y_hat, shift.to(y), activation).sum(1)
+        for _, y, y_hat in halves()
+    )
+    return _if_more_get_closer(here, shift.to(y))
+
+
+def _where_it_helps(
+    sums: list[Any], counts: list[int], change: list[Any] | None = None
+) -> Tensor | None:
+    """E[y_hat] - E[y] of the channels whose error each half's mean lowers on the other half.
+
+    sums, change: of each half, over its places, y_hat - y and what the other half's mean does to
+    squared errors; the latter by default as without an activation function.
+    """
     if not all(counts):
         return None  # one place alone: nothing is held out to judge by
-    means = [total / count for total, count in zip(sums, counts, strict=True)]
-    others = means[::-1]
-    if activation is None:
+    if change is None:
+        others = [sums[1] / counts[1], sums[0] / counts[0]]
         change = [counts[k] * others[k] ** 2 - 2 * others[k] * sums[k] for k in (0, 1)]
-    else:
-        change = [torch.zeros_like(mean) for mean in means]
-        for half, y, y_hat in halves():
-            shift = others[half].to(y)
-            change[half] += bias_math.change_of_error(y, y_hat, shift, activation).double().sum(0)
     helps = (change[0] < 0) & (change[1] < 0)
     if not helps.any():
         return None
-    shift = torch.where(helps, (sums[0] + sums[1]) / sum(counts), 0)  # eq. (27)
-    closer = 0
-    for _, y, y_hat in halves():
-        here = bias_math.change_of_error(y, y_hat, shift.to(y), activation).sum(1)
-        closer += int((here < 0).sum()) - int((here > 0).sum())
-    return shift.to(y) if closer > 0 else None
+    return torch.where(helps, (sums[0] + sums[1]) / sum(counts), 0)  # eq. (27)
 
 
-def _halves(walk: Walk, node: fx.Node, axis: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _if_more_get_closer(changes: Iterator[Tensor], shift: Tensor) -> Tensor | None:
+    """The shift, unless it takes more places away from what they were than it brings closer."""
+    closer = sum(int((c < 0).sum()) - int((c > 0).sum()) for c in changes)
+    return shift if closer > 0 else None
+
+
+def _halves(
+    walk: Walk, exact: Batches, quantized: Batches, axis: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(half, y, y_hat) with rows (places, channels): even samples and odd ones; of one, places."""
     alone, start = sum(walk.lengths) == 1, 0
-    for pair in map(list, zip(walk.exact[node], walk.quantized[node], strict=True)):
+    for pair in map(list, zip(exact, quantized, strict=True)):
         if alone:
             pair = [v.movedim(axis, -1).flatten(0, -2) for v in pair]
         for half in (0, 1):

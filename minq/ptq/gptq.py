@@ -13,6 +13,9 @@ the inverse, H^-1 = U^T U, both are one line:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -63,7 +66,6 @@ def gptq(
     if not damping > 0:
         raise ValueError(f"damping must be above 0, not {damping}; H may have no inverse without")
     flat = weight.detach().flatten(1)
-    flat, s, z = operands(flat, scale, zero_point, grid, Granularity(0, group), "weight")
     x = as_float(like(x, flat, flat.dtype, "x"), "x")
     x = x[None] if x.ndim == 2 else x
     if x.ndim != 3 or x.shape[2] != flat.shape[1] or len(flat) % len(x):
@@ -71,29 +73,83 @@ def gptq(
             f"x {tuple(x.shape)} does not fit weight {tuple(weight.shape)}; "
             f"expected (groups, rows, {flat.shape[1]})"
         )
-    w, s, z = (  # each (groups, outputs, K)
-        t.expand_as(flat).reshape(len(x), -1, flat.shape[1]) for t in (flat.clone(), s, z)
+    return round_columns(
+        weight, inverse_factor(hessian([x]), damping), scale, zero_point, grid, group=group
     )
-    factor = _inverse_factor(x, damping)
-
-    for first in range(0, w.shape[2], _BLOCK):
-        last = min(first + _BLOCK, w.shape[2])
-        errors = torch.zeros_like(w[:, :, first:last])
-        for j in range(first, last):
-            rounded = grid.fake_quantize(w[:, :, j], s[:, :, j], z[:, :, j])
-            error = (w[:, :, j] - rounded) / factor[:, None, j, j]
-            w[:, :, j] = rounded
-            w[:, :, j + 1 : last] -= error[:, :, None] * factor[:, None, j, j + 1 : last]
-            errors[:, :, j - first] = error
-        w[:, :, last:] -= errors @ factor[:, first:last, last:]
-    return w.reshape(weight.shape).to(weight.dtype)
 
 
-def _inverse_factor(x: Tensor, damping: float) -> Tensor:
-    """The upper triangular U with H^-1 = U^T U, for H = x^T x with its diagonal raised a little."""
-    H = (x.transpose(1, 2) @ x).double()
-    diagonal = H.diagonal(dim1=1, dim2=2)
-    mean = diagonal.mean(1, keepdim=True)
-    diagonal += damping * torch.where(mean > 0, mean, 1.0)  # 1 where every input is 0
+def hessian(batches: Iterable[Tensor]) -> Tensor:
+    """H = x^T x over all rows, (groups, K, K) in double precision, from x (groups, rows, K) each.
+
+    >>> hessian([torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.0, 1.0]]])])
+    tensor([[[1., 2.],
+             [2., 5.]]], dtype=torch.float64)
+    """
+    total: Any = 0.0
+    for x in batches:
+        total = total + (x.transpose(1, 2) @ x).double()
+    return total
+
+
+def inverse_factor(H: Tensor, damping: float) -> Tensor:
+    """The upper triangular U with H^-1 = U^T U, H with its diagonal raised a little.
+
+    >>> inverse_factor(torch.eye(2).double()[None] * 4, damping=1e-12)
+    tensor([[[0.5000, 0.0000],
+             [0.0000, 0.5000]]], dtype=torch.float64)
+    """
+    H, mean = H.clone(), H.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+    H.diagonal(dim1=1, dim2=2).add_(damping * torch.where(mean > 0, mean, 1.0))  # no input but 0
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
-    return torch.linalg.cholesky(inverse, upper=True).to(x.dtype)
+    return torch.linalg.cholesky(inverse, upper=True)
+
+
+@torch.no_grad()
+def round_columns(
+    weight: Tensor,
+    factor: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | int,
+    grid: Grid,
+    *,
+    group: int | None = None,
+) -> Tensor:
+    """``gptq`` from the factor U of what several layers may read.
+
+    Columns are rows in here, so that each lies in one piece of memory; an error is taken off a
+    column when its turn comes, from all of its block at once.
+
+    Args:
+        weight, scale, zero_point, grid, group: as for ``gptq``.
+        factor: from ``inverse_factor``.
+
+    Returns:
+        As ``gptq``.
+
+    >>> w = torch.tensor([[0.4, 0.6]])
+    >>> round_columns(w, torch.eye(2)[None], torch.tensor(1.0), 0, INT4)
+    tensor([[0., 1.]])
+    """
+    flat = weight.detach().flatten(1)
+    flat, s, z = operands(flat, scale, zero_point, grid, Granularity(0, group), "weight")
+    groups, width = len(factor), flat.shape[1]
+
+    def columns(t: Tensor) -> Tensor:  # a copy, (groups, K, outputs), or 1 in place of K
+        turned = t.reshape(groups, -1, t.shape[1]).transpose(1, 2)
+        return turned.clone(memory_format=torch.contiguous_format)
+
+    one_of = group or width
+    s, z = (columns(t.expand(len(flat), -1)[:, ::one_of]) if t.ndim else t for t in (s, z))
+    w, factor = columns(flat), factor.to(flat.dtype)
+    for first in range(0, width, _BLOCK):
+        last = min(first + _BLOCK, width)
+        errors = torch.zeros_like(w[:, first:last])
+        for j in range(first, last):
+            done = j - first
+            w_j = w[:, j] - (factor[:, None, first:j, j] @ errors[:, :done])[:, 0]
+            of_group = (t[:, j // one_of] if t.ndim else t for t in (s, z))
+            rounded = grid.fake_quantize(w_j, *of_group)
+            errors[:, done] = (w_j - rounded) / factor[:, j, j, None]
+            w[:, j] = rounded
+        w[:, last:] -= factor[:, first:last, last:].transpose(1, 2) @ errors
+    return w.transpose(1, 2).reshape(weight.shape).to(weight.dtype)

@@ -37,7 +37,7 @@ from minq.ptq.rounding import AdaRound, Nearest, Rounding, as_rounding
 from minq.ptq.walk import Walk
 from minq.quantizer import Quantizer
 from minq.scheme import Scheme
-from minq.simulate import insert_quantizers, is_quantizer, is_weight, weight_quantizers
+from minq.simulate import insert_quantizers, is_quantizer, is_weight
 
 
 @runtime_checkable
@@ -151,7 +151,7 @@ def ptq(
     if calibration is None:
         inputs = _input_moments(gm, batches[0], input_range)
         return calibrate_without_data(gm, inputs, correct_bias=rounding.correct_bias)
-    exact = {name: p.detach().clone() for name, p in gm.named_parameters()}
+    exact = {name: p.detach() for name, p in gm.named_parameters()}  # setting one makes a new one
     return calibrate(gm, batches, exact, rounding, checkpoint=checkpoint, progress=progress)
 
 
@@ -190,7 +190,8 @@ def calibrate(
 ) -> fx.GraphModule:
     """Round the weights, correct the biases and set the activations' ranges, in one walk.
 
-    Each layer sees the inputs that the layers before it, already quantized, now give it.
+    Each layer sees the inputs that the layers before it, already quantized, now give it. What no
+    step looks at is not computed: the exact network, or what follows the last layer.
 
     Args:
         gm: with quantizers, whose weights have their ranges; it is changed.
@@ -202,16 +203,19 @@ def calibrate(
         ``gm`` itself.
     """
     store = Store(checkpoint, gm, batches, rounding)
-    walk = Walk(gm, batches, dict(exact))
+    both = rounding.correct_bias or rounding.reads_exact
+    todo = [node for node in gm.graph.nodes if _is_step(node, rounding)]
+    walk = Walk(gm, batches, dict(exact) if both else None, both=both)
+    del exact
     rough: dict[str, float] = {}
-    with Bar(len(weight_quantizers(gm)), "layers", progress) as bar:
-        for node in walk:
+    with Bar(sum(not is_quantizer(node) for node in todo), "layers", progress) as bar:
+        for node in walk if todo else ():
             if is_quantizer(node):
                 quality = _set_activation_range(gm, node, walk)
                 if quality < readers.FEW and gm.get_submodule(node.target).bits >= 8:
                     name = node.target.rpartition(".")[0].removesuffix(".input")
                     rough[name] = quality
-            elif graph.is_layer(node) and is_weight(graph.weight_node(node)):
+            elif node in todo:
                 name = graph.parameter_of(graph.weight_node(node)).target
                 if rounding.rounds(node):
                     quantizer = gm.get_submodule(graph.weight_node(node).target)
@@ -225,6 +229,8 @@ def calibrate(
                 if rounding.correct_bias:
                     correct_bias(gm, node, walk)
                 bar.update(name)
+            if node is todo[-1]:
+                break
     if rough:
         warnings.warn(
             "one range is too coarse for "
@@ -234,6 +240,15 @@ def calibrate(
             stacklevel=3,
         )
     return graph.tidy(gm)  # layers may have got a bias
+
+
+def _is_step(node: fx.Node, rounding: Rounding) -> bool:
+    """Whether there is something to do at a node: a range, a weight to round or a bias."""
+    if is_quantizer(node):
+        return node.args[0].op != "get_attr"
+    if not (graph.is_layer(node) and is_weight(graph.weight_node(node))):
+        return False
+    return rounding.rounds(node) or rounding.correct_bias
 
 
 def _set_activation_range(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> float:

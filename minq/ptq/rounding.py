@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, fx
 
 from minq import graph
-from minq._checks import by_name, check_count
+from minq._checks import by_name, check_count, compute_dtype
 from minq.ptq import heldout
 from minq.ptq.adaround import adaround
-from minq.ptq.gptq import gptq
-from minq.ptq.walk import Walk, activation_of, sample_rows
+from minq.ptq.gptq import hessian, inverse_factor, round_columns
+from minq.ptq.walk import Walk, activation_of, sample_inputs, sample_rows
 from minq.quantizer import Quantizer
 
 
@@ -34,6 +34,9 @@ class Rounding(ABC):
     """Whether the mean error of a layer is taken off its bias, where that lowers its error."""
 
     needs_data: ClassVar[bool] = False
+
+    reads_exact: ClassVar[bool] = True
+    """Whether ``round`` looks at ``walk.exact``; without, that network need not be computed."""
 
     def prepare(self, gm: fx.GraphModule) -> fx.GraphModule:
         """Change the graph before it gets quantizers, where this rounding needs it."""
@@ -56,6 +59,8 @@ class Nearest(Rounding):
         correct_bias: take the mean error of each layer off its bias, where that lowers the
             layer's error behind its activation function.
     """
+
+    reads_exact: ClassVar[bool] = False
 
     correct_bias: bool = True
 
@@ -93,16 +98,6 @@ class _OnRows(Rounding):
     def rounds(self, node: fx.Node) -> bool:
         return _has_rows(node) and len(graph.weight_node(node).users) == 1
 
-    def round(self, gm: fx.GraphModule, node: fx.Node, walk: Walk) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)  # whichever layers are done already
-        inputs, outputs = walk.quantized[graph.input_of(node)], walk.exact[node]
-        x, y = sample_rows(gm, node, inputs, outputs, self.rows, generator)
-        return self.on_rows(gm, node, x, y)
-
-    @abstractmethod
-    def on_rows(self, gm: fx.GraphModule, node: fx.Node, x: Tensor, y: Tensor) -> Tensor:
-        """The weight on its grid, from x (groups, rows, K) and y (groups, rows, outputs)."""
-
 
 def _has_rows(node: fx.Node) -> bool:
     return graph.traits(node).role in ("convolution", "linear")
@@ -134,7 +129,7 @@ class AdaRound(_OnRows):
         super().__post_init__()
         check_count(self.sweeps, "sweeps")
 
-    def on_rows(self, gm: fx.GraphModule, node: fx.Node, x: Tensor, y: Tensor) -> Tensor:
+    def round(self, gm: fx.GraphModule, node: fx.Node, walk: Walk) -> Tensor:
         quantizer = _quantizer_of(gm, node)
         if quantizer.granularity.group is not None:
             raise ValueError(
@@ -146,6 +141,9 @@ class AdaRound(_OnRows):
                 f"{graph.layer_name(node)}: AdaRound goes a step down or up, and the steps of "
                 f'{quantizer.grid} differ; pass rounding="gptq" or "nearest"'
             )
+        generator = torch.Generator().manual_seed(self.seed)  # whichever layers are done already
+        inputs, outputs = walk.quantized[graph.input_of(node)], walk.exact[node]
+        x, y = sample_rows(gm, node, inputs, outputs, self.rows, generator)
         scale, zero_point = (v.detach() for v in quantizer.scale_zero_point())
         weight = graph.weight_of(gm, node)
         task: dict[str, Any] = {
@@ -171,20 +169,25 @@ class GPTQ(_OnRows):
         damping: share of the mean diagonal that is added to the diagonal of x^T x.
     """
 
+    reads_exact: ClassVar[bool] = False
+
     damping: float = 0.01
 
-    def on_rows(self, gm: fx.GraphModule, node: fx.Node, x: Tensor, y: Tensor) -> Tensor:
-        quantizer = _quantizer_of(gm, node)
+    def round(self, gm: fx.GraphModule, node: fx.Node, walk: Walk) -> Tensor:
+        quantizer, source = _quantizer_of(gm, node), graph.input_of(node)
         scale, zero_point = (v.detach() for v in quantizer.scale_zero_point())
-        return gptq(
-            graph.weight_of(gm, node),
-            x,
-            scale,
-            zero_point,
-            quantizer.grid,
-            group=quantizer.granularity.group,
-            damping=self.damping,
-        )
+        weight = graph.weight_of(gm, node)
+
+        def factor() -> Tensor:
+            generator = torch.Generator().manual_seed(self.seed)
+            rows = sample_inputs(gm, node, walk.quantized[source], self.rows, generator)
+            return inverse_factor(hessian(x.to(compute_dtype(x)) for x in rows), self.damping)
+
+        shared = graph.op(node) == "linear"  # all that read one tensor read the same rows of it
+        return round_columns(
+            weight, walk.once(source, "factor", factor) if shared else factor(),
+            scale, zero_point, quantizer.grid, group=quantizer.granularity.group,
+        )  # fmt: skip
 
 
 def _quantizer_of(gm: fx.GraphModule, node: fx.Node) -> Quantizer:

@@ -92,6 +92,9 @@ class Walk:
         ``minq.graph.batches.batches_of``. exact_parameters: parameters by name that the exact run
         uses in place of those in ``gm``.
 
+    both: whether the exact network is computed too; else ``exact`` is empty, and all takes half as
+    long.
+
     A value is dropped after its last reader. Where nothing in front of an operator is quantized,
     the two runs share one tensor. Values of more than ``kept`` bytes on all data are not stored but
     computed again for each reader, from a few layers further up; those that have passed a
@@ -105,14 +108,16 @@ class Walk:
         exact_parameters: dict[str, Tensor] | None = None,
         *,
         kept: int = KEPT,
+        both: bool = True,
     ) -> None:
-        self.gm, self.batches = gm, batches
+        self.gm, self.batches, self.both = gm, batches, both
         # How many samples each batch has.
         self.lengths = [len(_first_tensor(batch)) for batch in batches]
         storage = Storage(self.lengths, kept)
         self.exact = Run(gm, storage, quantized=False, parameters=exact_parameters)
         self.quantized = Run(gm, storage, quantized=True)
         self.outputs: tuple[Batches, Batches] | None = None
+        self._found: dict[tuple[fx.Node, Any], Any] = {}
 
     def __iter__(self) -> Iterator[fx.Node]:
         nodes = list(self.gm.graph.nodes)
@@ -124,30 +129,42 @@ class Walk:
                 return
             if node.op == "placeholder":
                 place = next(places)
-                self.exact[node] = [batch[place] for batch in self.batches]
+                self.exact[node] = values = [batch[place] for batch in self.batches]
                 yield node
-                self.quantized[node] = self.exact[node]
+                self.quantized[node] = values
             elif not is_constant(node):
-                self.exact[node] = self.exact.compute(node)
+                if self.both:
+                    self.exact[node] = self.exact.compute(node)
                 yield node
                 self.advance(node)
             for x in node.all_input_nodes:
                 if last_reader.get(x) is node:  # a new bias has none
-                    self.exact.pop(x, None)
-                    self.quantized.pop(x, None)
+                    self._drop(x)
+
+    def _drop(self, node: fx.Node) -> None:
+        self.exact.pop(node, None)
+        self.quantized.pop(node, None)
+        for key in [key for key in self._found if key[0] is node]:
+            del self._found[key]
+
+    def once(self, node: fx.Node, key: Any, find: Callable[[], Any]) -> Any:
+        """What ``find`` gives, kept for all readers of the node under ``key``."""
+        if (node, key) not in self._found:
+            self._found[node, key] = find()
+        return self._found[node, key]
 
     def advance(self, node: fx.Node) -> Batches:
         """Let the quantized network compute this operator, if it has not yet."""
         if node not in self.quantized:
-            same = self._untouched(node)
+            same = self.both and self._untouched(node)
             self.quantized[node] = self.exact[node] if same else self.quantized.compute(node)
         return self.quantized[node]
 
     def renew(self, node: fx.Node, change: Callable[[Any], Any]) -> None:
         """Follow a new bias: ``change`` is what it does to the values that are kept."""
-        if isinstance(values := self.quantized.pop(node), Again):
+        if isinstance(values := self.quantized.pop(node, None), Again):
             self.advance(node)
-        else:
+        elif values is not None:  # else they have not been computed yet
             self.quantized[node] = [change(v) for v in values]
 
     def _untouched(self, node: fx.Node) -> bool:
@@ -189,39 +206,54 @@ def sample_rows(
     x (groups, rows, K) and y (groups, rows, outputs / groups), so that y = x W^T + b with the
     weight seen as (groups, outputs / groups, K); at most ``most`` rows, evenly from all batches.
     """
+    groups, rows = graph.groups_of(node), []
+    for (x, pick), y in zip(_picked(gm, node, inputs, most, generator), outputs, strict=True):
+        if graph.op(node) == "linear":
+            y = y.reshape(-1, y.shape[-1])[pick]
+        else:
+            b, *place = torch.unravel_index(pick, (y.shape[0], *y.shape[2:]))
+            y = y[(b, slice(None), *place)]
+        rows.append((x, y.reshape(len(pick), groups, -1).transpose(0, 1)))
+    x, y = (torch.cat(part, 1) for part in zip(*rows, strict=True))
+    return x, y
+
+
+def sample_inputs(
+    gm: fx.GraphModule, node: fx.Node, inputs: Batches, most: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """The x of ``sample_rows``, batch by batch."""
+    return (x for x, _ in _picked(gm, node, inputs, most, generator))
+
+
+def _picked(gm, node, inputs, most, generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each batch rows (groups, rows, K), and the numbers of their places."""
     per_batch, shape = max(1, most // len(inputs)), graph.weight_of(gm, node).shape
     sampler = _linear_rows if graph.op(node) == "linear" else _patches
-    rows = [
-        sampler(node, x, y, per_batch, generator, shape)
-        for x, y in zip(inputs, outputs, strict=True)
-    ]
-    return tuple(torch.cat(part, 1) for part in zip(*rows, strict=True))
+    return (sampler(node, x, per_batch, generator, shape) for x in inputs)
 
 
-def _linear_rows(node, x, y, most, generator, shape) -> tuple[Tensor, Tensor]:
-    x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+def _linear_rows(node, x, most, generator, shape) -> tuple[Tensor, Tensor]:
+    x = x.reshape(-1, x.shape[-1])
     pick = torch.randperm(len(x), generator=generator)[:most].to(x.device)
-    return x[pick][None], y[pick][None]
+    return x[pick][None], pick
 
 
-def _patches(node, x, y, most, generator, shape) -> tuple[Tensor, Tensor]:
+def _patches(node, x, most, generator, shape) -> tuple[Tensor, Tensor]:
     kernel, groups, dims = shape[2:], graph.groups_of(node), len(shape) - 2
     stride, pads, dilation = graph.geometry(node, kernel)
     x = torch.nn.functional.pad(x, [p for pair in reversed(pads) for p in pair])
     for k in range(dims):  # a view, (batch, channels, *places, *kernel)
         span = dilation[k] * (kernel[k] - 1) + 1
         x = x.unfold(2 + k, span, stride[k])[..., :: dilation[k]]
-    places = (y.shape[0], *y.shape[2:])
-    total = torch.Size(places).numel()
-    if total <= most:
+    places = torch.Size((x.shape[0], *x.shape[2 : 2 + dims]))
+    if (total := places.numel()) <= most:
         pick = torch.arange(total)
     else:  # some places twice, rather than a permutation of very many
         pick = torch.randint(total, (most,), generator=generator)
-    where = torch.unravel_index(pick.to(x.device), places)
-    b, *rest = where
-    x, y = x[(b, slice(None), *rest)], y[(b, slice(None), *rest)]  # (rows, channels, ...)
-    x, y = x.reshape(len(pick), groups, -1), y.reshape(len(pick), groups, -1)
-    return x.transpose(0, 1).contiguous(), y.transpose(0, 1).contiguous()
+    pick = pick.to(x.device)
+    b, *rest = torch.unravel_index(pick, places)
+    x = x[(b, slice(None), *rest)].reshape(len(pick), groups, -1)  # (rows, channels, ...)
+    return x.transpose(0, 1).contiguous(), pick
 
 
 def activation_of(gm: fx.GraphModule, node: fx.Node, groups: int) -> Callable | None:
