@@ -80,14 +80,15 @@ def test_masked_scores_set_no_range_and_quality_is_that_of_8_bits(name):
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_on_integers_with_not_one_float(name):
-    """Bit for bit with multipliers in floats; by a few steps with fixed ones."""
+    """The same integers with multipliers in floats; a few steps off with fixed ones."""
     q = quantized(name)
     net = minq.to_integer(q)
     assert net.islands == {}
     assert minq.sqnr(logits(q, name, 3), logits(net, name, 3)) > 28
     if name in ("Llama", "T5"):
         exact = minq.to_integer(q, multipliers="float")
-        assert torch.equal(logits(simulation(q), name, 3), logits(exact, name, 3))
+        expected = logits(simulation(q), name, 3).float()  # a step is 1e-2 of the largest
+        torch.testing.assert_close(logits(exact, name, 3), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["GPT-2", "Llama", "T5"])
