@@ -59,7 +59,8 @@ def _fill_last(node: fx.Node) -> None:
         if not isinstance(value, int | float) or value > -1e9 or not _before_softmax(node):
             continue  # beside less, a score still counts
         if graph.op(x) != "masked_fill":
-            total = call(node, aten.add.Tensor, x, data)
+            nothing = graph.constant_number(data) == 0
+            total = x if nothing else call(node, aten.add.Tensor, x, data)
             replace(node, call(node, aten.masked_fill.Scalar, total, hides, value))
             return
 

@@ -45,13 +45,14 @@ def fold_spread(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _decided(gm: fx.GraphModule) -> dict[fx.Node, bool]:
-    """What parameters and the batch size decide: {node: whether the size is in it}."""
+    """What buffers and the batch size decide: {node: whether the size is in it}."""
     known: dict[fx.Node, bool] = {}
     letter = None
     for node in gm.graph.nodes:
         inputs = node.all_input_nodes
         if node.op == "get_attr":
-            known[node] = False
+            if not _trained(node):
+                known[node] = False
         elif graph.op(node) == "sym_size" and inputs[0].op == "placeholder" and node.args[1] == 0:
             letter = letter or str(node.meta["val"])
             if str(node.meta["val"]) == letter:
@@ -74,11 +75,12 @@ def _size(node: fx.Node) -> Any:
 
 def _row(node: fx.Node, two: dict[fx.Node, Any], three: dict[fx.Node, Any]) -> Tensor | None:
     """What a tensor has for each of two and of three samples, where that is the same for all."""
-    if graph.op(node) == "expand" and node.args[0].op == "get_attr":
+    made = graph.traits(node).role == "make"
+    if made or (graph.op(node) == "expand" and node.args[0].op == "get_attr"):
         return None  # that is its form already
     row = two[node][:1]
-    if row.numel() > 2**22:
-        return None
+    if row.numel() > 2**22 or (row.is_floating_point() and bool((row == row.flatten()[0]).all())):
+        return None  # one number everywhere is a maker's, as ``zeros``
     alike = all(torch.equal(v[node], row.expand_as(v[node])) for v in (two, three))
     return row.clone() if alike else None
 
@@ -121,7 +123,15 @@ def _spread_later(node: fx.Node) -> None:
 
 
 def _one_row(x: fx.Node) -> bool:
-    """Whether it is one row, spread over the batch or not spread yet."""
+    """Whether it is one row, spread over the batch or not spread yet; not one that is trained."""
     x = x.args[0] if graph.op(x) == "expand" else x
+    if _trained(x):
+        return False
     shape = graph.shape_of(x)
     return not shape or str(shape[0]) == "1"
+
+
+def _trained(x: fx.Node) -> bool:
+    if x.op != "get_attr":
+        return False
+    return isinstance(graph.get(x.graph.owning_module, x.target), torch.nn.Parameter)
