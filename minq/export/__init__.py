@@ -3,7 +3,7 @@
 - ``capture``: ``torch.export``, and all that follows in order
 - ``plain``, ``inplace``: nothing wrapped, and nothing overwritten
 - ``rewrite``, ``recurrent``, ``idioms``, ``fills``: one form for what networks write in many
-- ``constants``: what is known before the network runs
+- ``constants``, ``spread``: what is known before the network runs
 - ``chance``, ``sizes``, ``refusals``: random numbers, other paths, and what cannot be captured
 """
 

@@ -53,7 +53,7 @@ def _fill_last(node: fx.Node) -> None:
         moved = filled
         while isinstance(moved, fx.Node) and graph.op(moved) in ("contiguous", "clone", "to"):
             moved = moved.args[0]
-        if not isinstance(x, fx.Node) or graph.op(moved) != "masked_fill" or not _like(x, node):
+        if not isinstance(moved, fx.Node) or graph.op(moved) != "masked_fill" or not _like(x, node):
             continue
         data, hides, value = moved.args
         if not isinstance(value, int | float) or value > -1e9 or not _before_softmax(node):
