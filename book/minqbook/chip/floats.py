@@ -129,6 +129,8 @@ class FloatEmitter(Emitter):
             if call.kind in ("add", "rescale") and call.rounding is not None:
                 for array, scale in zip(call.reads, call.rounding.real.scales, strict=True):
                     self.scales.setdefault(array.name, scale)
+            if call.rounding is not None:
+                self.scales.setdefault(call.writes.name, call.rounding.grid.scale)
             if call.kind in ("join", "max_pool"):
                 self.scales.setdefault(call.writes.name, self.scales[call.reads[0].name])
 

@@ -31,6 +31,7 @@ _HOME = {
     "TwoPaths": "two_paths",
     "OutlierMap": "outlier_map",
     "NumberGrids": "number_grids",
+    "MemoryPlan": "memory_plan",
     "OwnPicture": "own_picture",
     "BlockBytes": "block_bytes",
     "Question": "question",
