@@ -4,7 +4,8 @@ import pytest
 
 from minqbook.widgets import MemoryPlan
 
-STEPS = [("x", 1, ()), ("a", 8, ("x",)), ("b", 8, ("x",)), ("c", 1, ("a",)), ("y", 2, ("b", "c"), 5)]
+READS = {"x": (1, ()), "a": (8, ("x",)), "b": (8, ("x",)), "c": (1, ("a",))}
+STEPS = [*((name, *rest) for name, rest in READS.items()), ("y", 2, ("b", "c"), 5)]
 
 
 def test_it_says_how_large_the_memory_is():

@@ -2,14 +2,10 @@
 
 import random
 
-from stage import stage
-from test_affine_playground import readouts, settle
-
 from minq.deploy.c import arena
-from minqbook.widgets import MemoryPlan
 from minqbook.widgets.bundle import bundle
 
-STEPS = [("x", 1, ()), ("a", 8, ("x",)), ("b", 8, ("x",)), ("c", 1, ("a",)), ("y", 2, ("b", "c"), 5)]
+STEPS = [("x", 1, ()), ("a", 8, ("x",)), ("b", 8, ("x",)), ("c", 1, ("a",)), ("y", 2, ("b", "c"))]
 
 
 def programs(count):
@@ -37,6 +33,6 @@ def test_addresses_are_pythons(js):
 
 def test_a_step_moves_as_far_as_it_may(js):
     source = bundle("memory_plan.js") + "\nexport { reach };"
-    steps = [[n, b, list(r), 0] for n, b, r, *_ in STEPS]
+    steps = [[n, b, list(r), 0] for n, b, r in STEPS]
     found = js(source, "(m, s) => s.map((_, k) => m.reach(s, [0, 1, 2, 3, 4], k))", steps)
     assert found == [[0, 0], [1, 2], [1, 3], [2, 3], [4, 4]]

@@ -116,7 +116,7 @@ export default {
       later.el.disabled = here === to;
       out.set({ high: fmt(high, 7), least: fmt(least, 7), asked: fmt(all, 7) });
       const text =
-        `${order.length} steps need ${fmt(high, 7)} bytes in this order, of which ${fmt(least, 7)} are alive at once. ` +
+        `${order.length} steps need ${fmt(high, 7)} bytes in this order; ${fmt(least, 7)} are alive at once. ` +
         `${chosen} is step ${here + 1} and could be step ${from + 1}${to > from ? ` to ${to + 1}` : ""}.`;
       p.describe(text);
       caption.set(text);
