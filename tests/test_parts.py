@@ -210,16 +210,24 @@ def test_a_packed_file_is_its_scripts_joined(tmp_path, size):
     assert (whole, travels) == (size, length) and len(list(tmp_path.iterdir())) == count
 
 
-def test_packing_goes_on_where_it_was_stopped(tmp_path):
+def test_packing_that_was_stopped_is_done_again(monkeypatch, tmp_path):
     """The first script comes last: while it is missing, all are written."""
-    content = np.random.default_rng(1).bytes(PIECE + 1)
-    known = pack("a.js", content, tmp_path)
-    first, second = sorted(tmp_path.iterdir())
-    before = second.stat().st_mtime_ns
-    assert pack("a.js", content, tmp_path) == known and second.stat().st_mtime_ns == before
-    first.unlink()
-    second.write_text("half")
-    assert pack("a.js", content, tmp_path) == known and second.read_text() != "half"
+    content, replace, moved = np.random.default_rng(1).bytes(PIECE + 1), Path.replace, []
+
+    def stop_after_one(path, target):
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(target)
+        replace(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", stop_after_one)
+        pack("a.js", content, tmp_path)
+    digest, count, *_ = known = pack("a.js", content, tmp_path)
+    assert count == 2 == len(list(tmp_path.glob(f"a.js.{digest}.*.js")))
+    times = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*.js"))]
+    assert pack("a.js", content, tmp_path) == known, "and now it is there"
+    assert times == [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*.js"))]
 
 
 # --- Ready to start -------------------------------------------------------------------------------
