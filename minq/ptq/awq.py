@@ -32,7 +32,7 @@ from torch import Tensor, fx
 
 from minq import graph
 from minq._checks import as_float, check_count
-from minq.estimators import Shrunk
+from minq.estimators import MinMax, Shrunk
 from minq.ptq import equalize
 from minq.ptq.places import Place, places, scale_place
 from minq.ptq.walk import Walk
@@ -197,6 +197,8 @@ def search_shares(weight: Tensor, gram: Tensor, quantizer: Quantizer) -> Tensor:
 class AWQ:
     """How ``minq.ptq`` equalizes: for the weights of linear layers, by what they read.
 
+    While alpha is searched, ranges are min-max, as in the paper.
+
     Args:
         points: values of alpha that are tried.
         clip: also look for the range of each group of weights, see ``search_shares``; without, the
@@ -282,6 +284,7 @@ def _quantize(quantizer: Quantizer | None) -> Quantize:
     def quantize(weight: Tensor) -> Tensor:
         if quantizer is None:
             return weight
+        quantizer.estimator = MinMax()  # any other would be searched for 20 times
         quantizer.to(weight.device).observe()(weight)
         return quantizer.freeze()(weight)
 
