@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import http.server
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -57,6 +58,28 @@ def quiet_kernels() -> None:
     os.environ["IPYTHONDIR"] = str(IPYTHON)
 
 
+def missing_package(nb) -> str | None:
+    """The package that a notebook's metadata name under "needs", where it is not installed."""
+    name = nb.metadata.get("needs")
+    return name if name and importlib.util.find_spec(name) is None else None
+
+
+def keep_stored(cache, path: Path) -> None:
+    """A notebook that needs what is not here is shown as it is stored, and its page says so."""
+    import nbformat
+    from jupyter_cache.base import CacheBundleIn
+
+    nb = nbformat.read(path, as_version=4)
+    if (missing := missing_package(nb)) is None:
+        return
+    told = f"This page was built without the package {missing}: its outputs are stored ones.\n"
+    code = [c for c in nb.cells if c.cell_type == "code"]
+    shown = next(c for c in code if "remove-cell" not in c.metadata.get("tags", []))
+    shown.outputs.insert(0, nbformat.v4.new_output("stream", name="stdout", text=told))
+    print(f"{path.name}: {told}", end="")
+    cache.cache_notebook_bundle(CacheBundleIn(nb, str(path)), check_validity=False, overwrite=True)
+
+
 def run_notebooks() -> None:
     """Run the notebooks side by side, into the cache that the pages are made from.
 
@@ -70,6 +93,7 @@ def run_notebooks() -> None:
     cache = open_cache()
     for path in sorted((ROOT / "book").glob("*.ipynb")):
         cache.add_nb_to_project(path)
+        keep_stored(cache, path)
     if waiting := cache.list_unexecuted():
         print(f"Running {len(waiting)} notebooks, which takes some minutes ...", flush=True)
     timeout = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["execute"]["timeout"]

@@ -11,6 +11,7 @@
     python -m minqbook.tables start   what training starts from: equalization, ranges, biases
     python -m minqbook.tables minilm  two transformers at 8 bits: what helps against outliers
     python -m minqbook.tables chip    the small networks in C on a microcontroller, emulated
+    python -m minqbook.tables llm     a language model in fewer bits: perplexity, text, bytes, time
     python -m minqbook.tables rows    the paper's networks at full size: time, memory, agreement
 
 A run that was stopped goes on where it ended: a cell that is in the file is not measured again.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from minqbook.chip import measure as chip
-from minqbook.tables import full_size, hero, minilm, table1, table2, training
+from minqbook.tables import full_size, hero, llm, minilm, table1, table2, training
 from minqbook.tables.files import Table, complete, path_of
 
 TABLES = {
@@ -22,6 +22,7 @@ TABLES = {
     "rows": Table(full_size.cells, full_size.cell),
     "minilm": Table(minilm.cells, minilm.cell),
     "chip": Table(chip.cells, chip.cell),
+    "llm": Table(llm.cells, llm.cell),
 }
 
 
