@@ -78,15 +78,18 @@ def bits_per_weight(bits: int, group: int, zero_point: str | None, inputs: int =
 # --- Weights --------------------------------------------------------------------------------------
 
 
-def scheme(bits: int, group: int, zero_point: str | None = None) -> minq.Scheme:
+def scheme(
+    bits: int, group: int, zero_point: str | None = None, weight_range: str = "mse"
+) -> minq.Scheme:
     """Weights in groups of an output channel, activations in float, the words left alone."""
     return minq.Scheme(
         weights=bits,
+        weight_range=weight_range,
         activations=None,
         per_channel=True,
         group_size=group or None,
         weight_zero_point=zero_point,
-        skip=WORDS,
+        skip="head",
     )
 
 
@@ -108,17 +111,22 @@ def bake(q: nn.Module) -> nn.Module:
     model, found = zoo.smollm2(), dict(q.named_parameters())
     quantizers = minq.quantizers(q)
     for name, weight in model.named_parameters():
+        if name.partition(".")[0] in WORDS:
+            continue
         quantizer = quantizers.get(name.removesuffix("weight") + "weight_quantizer")
         weight.data = found[name].detach() if quantizer is None else quantizer(found[name].detach())
     return model
 
 
+NEAREST = {"nearest": (None,), "minimum": ("real",), "min-max": (None, "min_max")}
+"""Ways to round to nearest: the zero-point, and the rule for the range where it is not the MSE."""
+
+
 def _quantized(cell: dict[str, Any]) -> nn.Module:
     """The decoder of a row of weights."""
     method, bits, group = cell["method"], cell["bits"], cell["group"]
-    if method in ("nearest", "minimum"):
-        zero_point = "real" if method == "minimum" else None
-        return round_weights(zoo.smollm2(), scheme(bits, group, zero_point))
+    if method in NEAREST:
+        return round_weights(zoo.smollm2(), scheme(bits, group, *NEAREST[method]))
     q = minq.ptq(
         zoo.smollm2(),
         _tokens("calibration", CALIBRATION),
@@ -164,7 +172,7 @@ def _activations(cell: dict[str, Any]) -> dict[str, Any]:
         weights=None,
         activations=cell["bits"],
         activation_range=cell["method"],
-        skip=WORDS,
+        skip="head",
         rounding=Nearest(correct_bias=False),
         equalize=False,
         progress=False,
@@ -256,12 +264,15 @@ def cells() -> Iterator[dict[str, Any]]:
     for bits in (4, 3, 2):
         for group in GROUPS[1:]:
             yield cell("weights", "minimum", bits, group)
+    for bits in (4, 3):
+        for group in (0, 128, 32):
+            yield cell("weights", "min-max", bits, group)
     for rule in ("min_max", "output"):
         yield cell("activations", rule, 8, 0)
     for part in PARTS:
         yield cell("part", part, 3, 32)
     for method in ("gptq", "awq"):
-        for group in (32, 0, 128, 16, 64):
+        for group in (32, 0, 128, 64, 16):
             for bits in (4, 3, 2):
                 yield cell("weights", method, bits, group)
 
