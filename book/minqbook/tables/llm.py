@@ -130,9 +130,9 @@ def _quantized(cell: dict[str, Any]) -> nn.Module:
     q = minq.ptq(
         zoo.smollm2(),
         _tokens("calibration", CALIBRATION),
-        scheme=scheme(bits, group),
-        rounding=GPTQ() if "gptq" in method else Nearest(correct_bias=False),
-        equalize=AWQ() if "awq" in method else False,
+        scheme=scheme(bits, group, None, "min_max" if method == "awq" else "mse"),
+        rounding=GPTQ() if method == "gptq" else Nearest(correct_bias=False),
+        equalize=AWQ(clip=True) if method == "awq" else False,
         progress=False,
     )
     return bake(q)
@@ -147,7 +147,7 @@ def _weights(cell: dict[str, Any]) -> dict[str, Any]:
 def _one_part(cell: dict[str, Any]) -> dict[str, Any]:
     """One layer, or one kind of matrix in all layers, at few bits, all others as they were."""
     how = scheme(cell["bits"], cell["group"])
-    return score(round_weights(zoo.smollm2(), how, only=cell["method"]), COMPARED)
+    return score(round_weights(zoo.smollm2(), how, only=cell["method"]), 2)
 
 
 def _text(cell: dict[str, Any]) -> dict[str, Any]:
