@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import minq
+from minq.cache import Cache
 from minq.measures import kl_divergence
 from minq.ptq import AWQ, GPTQ, Nearest
 from minqbook import zoo
@@ -164,15 +165,36 @@ def _text(cell: dict[str, Any]) -> dict[str, Any]:
 # --- Activations and the cache --------------------------------------------------------------------
 
 
+SUMS = {pattern: {"activations": 16} for pattern in ("*.add*", "*.down")}
+"""The residual stream, and what the MLPs add to it, in 16 bits."""
+
+
 def _activations(cell: dict[str, Any]) -> dict[str, Any]:
     """Weights as they are, activations on integers, one range for a tensor."""
+    sums = cell["method"] == "sums in 16 bits"
     q = minq.ptq(
         zoo.smollm2(),
         _tokens("calibration", CALIBRATION // 4),
         weights=None,
         activations=cell["bits"],
-        activation_range=cell["method"],
+        activation_range="output" if sums else cell["method"],
+        layers=SUMS if sums else None,
         skip="head",
+        rounding=Nearest(correct_bias=False),
+        equalize=False,
+        progress=False,
+    )
+    return score(q)
+
+
+def _cache(cell: dict[str, Any]) -> dict[str, Any]:
+    """Weights and activations as they are; keys and values in few bits."""
+    q = minq.ptq(
+        zoo.smollm2(),
+        _tokens("calibration", CALIBRATION // 4),
+        weights=None,
+        activations=None,
+        cache=Cache(cell["bits"], keys=cell["method"]),
         rounding=Nearest(correct_bias=False),
         equalize=False,
         progress=False,
@@ -240,6 +262,7 @@ _MEASURE = {
     "part": _one_part,
     "text": _text,
     "activations": _activations,
+    "cache": _cache,
     "decode": _decode,
 }
 PARTS = (
@@ -267,8 +290,11 @@ def cells() -> Iterator[dict[str, Any]]:
     for bits in (4, 3):
         for group in (0, 128, 32):
             yield cell("weights", "min-max", bits, group)
-    for rule in ("min_max", "output"):
+    for rule in ("min_max", "output", "sums in 16 bits"):
         yield cell("activations", rule, 8, 0)
+    for bits in (8, 4, 2):
+        for keys in ("token", "channel"):
+            yield cell("cache", keys, bits, 0)
     for part in PARTS:
         yield cell("part", part, 3, 32)
     for method in ("gptq", "awq"):
