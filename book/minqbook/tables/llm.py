@@ -107,18 +107,6 @@ def round_weights(model: nn.Module, how: minq.Scheme, only: str = "") -> nn.Modu
     return model
 
 
-def bake(q: nn.Module) -> nn.Module:
-    """A decoder with the rounded weights of ``q``, a quantized one whose activations are float."""
-    model, found = zoo.smollm2(), dict(q.named_parameters())
-    quantizers = minq.quantizers(q)
-    for name, weight in model.named_parameters():
-        if name.partition(".")[0] in WORDS:
-            continue
-        quantizer = quantizers.get(name.removesuffix("weight") + "weight_quantizer")
-        weight.data = found[name].detach() if quantizer is None else quantizer(found[name].detach())
-    return model
-
-
 NEAREST = {"nearest": (None,), "minimum": ("real",), "min-max": (None, "min_max")}
 """Ways to round to nearest: the zero-point, and the rule for the range where it is not the MSE."""
 
@@ -128,15 +116,16 @@ def _quantized(cell: dict[str, Any]) -> nn.Module:
     method, bits, group = cell["method"], cell["bits"], cell["group"]
     if method in NEAREST:
         return round_weights(zoo.smollm2(), scheme(bits, group, *NEAREST[method]))
+    model = zoo.smollm2()
     q = minq.ptq(
-        zoo.smollm2(),
+        model,
         _tokens("calibration", CALIBRATION),
         scheme=scheme(bits, group, None, "min_max" if method == "awq" else "mse"),
         rounding=GPTQ() if method == "gptq" else Nearest(correct_bias=False),
         equalize=AWQ(clip=True) if method == "awq" else False,
         progress=False,
     )
-    return bake(q)
+    return zoo.rebuilt(q, model)
 
 
 def _weights(cell: dict[str, Any]) -> dict[str, Any]:
