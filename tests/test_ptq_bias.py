@@ -188,10 +188,10 @@ def test_a_linear_layer_is_corrected_from_its_inputs():
     walk, seen = Walk(gm, batches_of(gm, [x[:3], x[3:]])), 0
     for node in walk:
         if graph.op(node) == "linear":
-            found = correction._shift_of_linear(gm, node, walk)
+            found = correction.shift_of_linear(gm, node, walk)
             walk.advance(node)
             outputs = walk.exact[node], walk.quantized[node]
-            want = helpful_shift(lambda y=outputs: correction._halves(walk, *y, -1))
+            want = helpful_shift(lambda y=outputs: correction.halves_of(walk, *y, -1))
             assert want.any()
             torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
             seen += 1

@@ -32,12 +32,12 @@ def correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
         return
     axis = -1 if graph.op(node) == "linear" else 1
     if (activation := activation_of(gm, node, 1)) is None and axis == -1:
-        shift = _shift_of_linear(gm, node, walk)
+        shift = shift_of_linear(gm, node, walk)
     else:
         walk.advance(node)
         function = activation and (lambda rows: activation(rows[None])[0])
         exact, quantized = walk.exact[node], walk.quantized[node]
-        shift = helpful_shift(lambda: _halves(walk, exact, quantized, axis), function)
+        shift = helpful_shift(lambda: halves_of(walk, exact, quantized, axis), function)
     if shift is None:
         return
     set_corrected_bias(gm, node, bias_math.correct_bias(graph.bias_of(gm, node), shift))
@@ -45,14 +45,14 @@ def correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
     walk.renew(node, lambda y_hat: y_hat - column)
 
 
-def _shift_of_linear(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> Tensor | None:
+def shift_of_linear(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> Tensor | None:
     """``helpful_shift`` of a linear layer from its inputs alone: its outputs may be very many.
 
     sum of (y_hat - y) = W_hat sum x_hat - W sum x, and the same of one row's product with a shift.
     """
     source, W_hat = graph.input_of(node), graph.rounded_weight_of(gm, node)
     W = walk.exact.parameter(graph.weight_node(node))
-    halves = lambda: _halves(walk, walk.exact[source], walk.quantized[source], -1)  # noqa: E731
+    halves = lambda: halves_of(walk, walk.exact[source], walk.quantized[source], -1)  # noqa: E731
     totals: list[list[Any]] = [[0.0, 0.0], [0.0, 0.0]]  # of x and x_hat in each half
     counts = [0, 0]
     for half, *rows in halves():
@@ -131,7 +131,7 @@ def _if_more_get_closer(changes: Iterator[Tensor], shift: Tensor) -> Tensor | No
     return shift if closer > 0 else None
 
 
-def _halves(
+def halves_of(
     walk: Walk, exact: Batches, quantized: Batches, axis: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(half, y, y_hat) with rows (places, channels): even samples and odd ones; of one, places."""

@@ -58,25 +58,19 @@ def operands(bits: int, name: str) -> tuple[np.ndarray, np.ndarray]:
     )  # type: ignore
 
 
-def measure(bits: int, name: str, command: str | None = None) -> dict[str, Any]:
+def measure(netlist: dict[str, Any], bits: int, name: str) -> dict[str, Any]:
     """Outputs that differ from cycle to cycle, for each multiply-add.
 
     Args:
+        netlist: of an element or a multiply-add of floats, as ``run`` takes it.
         bits: of weights and inputs, if they are integers.
         name: of a float format, else "".
-        command: which Yosys.
 
     Returns:
         How many toggle.
     """
-    from minqbook.gates import table
-    from minqbook.gates.yosys import synthesize
-
-    cell = {"unit": name or "element", "weight_bits": bits, "input_bits": bits, "acc_bits": 32}
-    cell["variant"] = ""
-    circuit = synthesize(*table.unit(cell), table.parameters(cell), command=command, netlist=True)
     w, x = operands(bits, name)
-    toggled, _ = run(circuit.netlist, w, x)
+    toggled, _ = run(netlist, w, x)
     return {"toggles": round(toggled / w.size, 1)}
 
 

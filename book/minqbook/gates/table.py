@@ -63,7 +63,10 @@ def measure(cell: Cell, command: str | None = None) -> dict[str, Any]:
         multiply-add.
     """
     if cell["unit"] == "switching":
-        return activity.measure(cell["weight_bits"], cell["variant"], command)
+        name = cell["variant"]
+        plain = cell | {"unit": name or "element", "variant": ""}
+        circuit = synthesize(*unit(plain), parameters(plain), command=command, netlist=True)
+        return activity.measure(circuit.netlist, cell["weight_bits"], name)
     return synthesize(*unit(cell), parameters(cell), command=command).record()
 
 

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 import minq
 from minq.cache import Cache
 from minq.measures import kl_divergence
-from minq.ptq import AWQ, GPTQ, Nearest
+from minq.ptq import AWQ, GPTQ, Nearest, ptq
 from minqbook import zoo
 
 LENGTH = 256  # tokens of a row
@@ -107,8 +107,12 @@ def round_weights(model: nn.Module, how: minq.Scheme, only: str = "") -> nn.Modu
     return model
 
 
-NEAREST = {"nearest": (None,), "minimum": ("real",), "min-max": (None, "min_max")}
-"""Ways to round to nearest: the zero-point, and the rule for the range where it is not the MSE."""
+NEAREST: dict[str, tuple[str | None, str]] = {
+    "nearest": (None, "mse"),
+    "minimum": ("real", "mse"),
+    "min-max": (None, "min_max"),
+}
+"""Ways to round to nearest: the zero-point, and the rule for the range."""
 
 
 def _quantized(cell: dict[str, Any]) -> nn.Module:
@@ -117,7 +121,7 @@ def _quantized(cell: dict[str, Any]) -> nn.Module:
     if method in NEAREST:
         return round_weights(zoo.smollm2(), scheme(bits, group, *NEAREST[method]))
     model = zoo.smollm2()
-    q = minq.ptq(
+    q = ptq(
         model,
         _tokens("calibration", CALIBRATION),
         scheme=scheme(bits, group, None, "min_max" if method == "awq" else "mse"),
@@ -161,7 +165,7 @@ SUMS = {pattern: {"activations": 16} for pattern in ("*.add*", "*.down")}
 def _activations(cell: dict[str, Any]) -> dict[str, Any]:
     """Weights as they are, activations on integers, one range for a tensor."""
     sums = cell["method"] == "sums in 16 bits"
-    q = minq.ptq(
+    q = ptq(
         zoo.smollm2(),
         _tokens("calibration", CALIBRATION // 4),
         weights=None,
@@ -178,7 +182,7 @@ def _activations(cell: dict[str, Any]) -> dict[str, Any]:
 
 def _cache(cell: dict[str, Any]) -> dict[str, Any]:
     """Weights and activations as they are; keys and values in few bits."""
-    q = minq.ptq(
+    q = ptq(
         zoo.smollm2(),
         _tokens("calibration", CALIBRATION // 4),
         weights=None,
@@ -225,10 +229,10 @@ def _products(kind: str, shapes: list[tuple[int, int]]) -> tuple[Any, int]:
         ], sum(m.nbytes + 2 * len(m) for m in matrices)
     pack = torch.ops.aten._convert_weight_to_int4pack_for_cpu
     packed = [(pack(torch.ones(n, k, dtype=torch.int32), 1), k) for n, k in shapes]
-    scales = {(n, k): torch.ones(k // 32, n, 2, dtype=dtype) for n, k in shapes}
+    ends = {(n, k): torch.ones(k // 32, n, 2, dtype=dtype) for n, k in shapes}
     product = torch.ops.aten._weight_int4pack_mm_for_cpu
-    return lambda: [product(inputs[k], m, 32, scales[len(m), k]) for m, k in packed], sum(
-        m.nbytes + scales[len(m), k].nbytes for m, k in packed
+    return lambda: [product(inputs[k], m, 32, ends[len(m), k]) for m, k in packed], sum(
+        m.nbytes + ends[len(m), k].nbytes for m, k in packed
     )
 
 
@@ -286,9 +290,9 @@ def cells() -> Iterator[dict[str, Any]]:
             yield cell("cache", keys, bits, 0)
     for part in PARTS:
         yield cell("part", part, 3, 32)
-    for method in ("gptq", "awq"):
-        for group in (32, 0, 128, 64, 16):
-            for bits in (4, 3, 2):
+    for method, groups in (("gptq", (32, 128, 0)), ("awq", (32, 128))):
+        for group in groups:
+            for bits in (4, 3):
                 yield cell("weights", method, bits, group)
 
 

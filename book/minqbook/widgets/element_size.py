@@ -51,8 +51,8 @@ class ElementSize(Widget):
         need = {(w, x, a) for w in BITS for x in BITS for a in (32, safe_bits(w, x))}
         if missing := need - {tuple(e[:3]) for e in elements}:
             raise ValueError(f"records lack {len(missing)} elements, such as {min(missing)}")
-        if missing := set(FLOATS) - floats.keys():
-            raise ValueError(f"records lack {', '.join(sorted(missing))}")
+        if absent := set(FLOATS) - floats.keys():
+            raise ValueError(f"records lack {', '.join(sorted(absent))}")
         super().__init__(elements=elements, floats=floats, **traits)
 
     def result(self) -> dict[str, int]:
