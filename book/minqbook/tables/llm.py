@@ -290,10 +290,12 @@ def cells() -> Iterator[dict[str, Any]]:
             yield cell("cache", keys, bits, 0)
     for part in PARTS:
         yield cell("part", part, 3, 32)
-    for method, groups in (("gptq", (32, 128, 0)), ("awq", (32, 128))):
-        for group in groups:
-            for bits in (4, 3):
-                yield cell("weights", method, bits, group)
+    for group in (32, 128, 0):
+        for bits in (4, 3):
+            yield cell("weights", "gptq", bits, group)
+    yield cell("weights", "gptq", 2, 32)
+    for bits, group in ((4, 32), (3, 32), (4, 128)):
+        yield cell("weights", "awq", bits, group)
 
 
 def cell(chosen: dict[str, Any]) -> dict[str, Any]:
