@@ -40,7 +40,8 @@
     }
     save_changes() {}
     renewed(values) { // the same widget with other values, which nothing has heard of yet
-      return new Model(this.id, { model_name: this.name, model_module: "anywidget", state: { ...this.#state, ...values } });
+      const state = { ...this.#state, ...values };
+      return new Model(this.id, { model_name: this.name, model_module: "anywidget", state });
     }
     send() {}
     on(events, f) {
@@ -117,7 +118,8 @@
   const stored = new Map(); // host element -> its model in the book
   function redraw(host, widget) {
     const model = stored.get(host);
-    if (!model?.isAnywidget || (widget && !String(model.get("_anywidget_id")).endsWith(`.${widget.name}`))) return false;
+    if (!model?.isAnywidget) return false;
+    if (widget && !String(model.get("_anywidget_id")).endsWith(`.${widget.name}`)) return false;
     const bytes = (v) => new DataView(Uint8Array.from(atob(v.base64), (c) => c.charCodeAt(0)).buffer);
     const values = Object.entries(widget?.state ?? {}).map(([k, v]) => [k, v?.base64 ? bytes(v) : v]);
     host.replaceChildren();
