@@ -72,7 +72,9 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Without images, widget state, timings and editor details; ids and counts by position."""
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     language = {"name": "python"}
-    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": language})
+    needs = {k: v for k, v in notebook.metadata.items() if k == "needs"}  # a package, see build.py
+    kept = {"kernelspec": kernel, "language_info": language, **needs}
+    notebook.metadata = nbformat.from_dict(kept)
     notebook.nbformat_minor = 5
     counts = itertools.count(1)
     for number, cell in enumerate(notebook.cells):
