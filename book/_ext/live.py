@@ -82,6 +82,7 @@ def library() -> bytes:
     ]
     found.append(("anywidget.py", book / "live_widgets.py"))
     found += [(f"results/{p.name}", p) for p in (ROOT / "book" / "results").glob("*.json")]
+    found += [(f"hardware/{p.name}", p) for p in (ROOT / "book" / "hardware").glob("*.v")]
     for name in PURE:
         folder = Path(next(iter(find_spec(name).submodule_search_locations)))
         found += [(f"{name}/{p.relative_to(folder)}", p) for p in folder.rglob("*.py")]
