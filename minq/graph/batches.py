@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -135,6 +135,28 @@ def batches_of(gm: fx.GraphModule, data: Any) -> list[list[Any]]:
             "[(x, ...)]"
         ) from error
     return batches
+
+
+@torch.no_grad()
+def watch(
+    gm: fx.GraphModule, batches: Sequence[Any], see: Callable[[fx.Node, Any], None]
+) -> None:
+    """Compute a network on all data, and call ``see`` with each node and its value.
+
+    Args:
+        gm: a captured graph.
+        batches: from ``batches_of``.
+        see: what is done with them; a value is gone after its last reader.
+    """
+
+    class Watched(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            value = super().run_node(node)
+            see(node, value)
+            return value
+
+    for batch in batches:
+        Watched(gm).run(*batch)
 
 
 def _values(gm: fx.GraphModule, batch: Any) -> list[Any]:

@@ -21,7 +21,6 @@ The squared error of all rows x of data is a sum over outputs, e^T G e with G = 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -35,7 +34,7 @@ from minq._checks import as_float, check_count
 from minq.estimators import MinMax, Shrunk
 from minq.ptq import equalize
 from minq.ptq.places import Place, places, scale_place
-from minq.ptq.walk import Walk
+from minq.ptq.walk import Walk, even_stride
 from minq.quantizer import Quantizer
 from minq.scheme import Scheme
 
@@ -224,18 +223,20 @@ class AWQ:
         found = [p for p in places(gm, batches[0]) if _improves(p, scheme)]
         for reader in (reader for place in found for reader in place.readers):
             graph.own_weight(gm, reader)
-        inputs = {graph.input_of(reader) for p in found for reader in p.readers}
+        waiting = {p.maker: {graph.input_of(reader) for reader in p.readers} for p in found}
         moments: dict[fx.Node, tuple[Tensor, Tensor]] = {}
         scales: dict[fx.Node, Tensor] = {}
-        for node in (walk := Walk(gm, batches)):
-            if node in inputs:
-                moments[node] = _moments(walk.exact[node], self.rows)
+        for node in (walk := Walk(gm, batches)) if found else ():
+            if not any(node in inputs for inputs in waiting.values()):
+                continue
+            moments[node] = _moments(walk.exact[node], self.rows)
             for place in found:
-                needed = {graph.input_of(reader) for reader in place.readers}
-                if place.maker not in scales and needed <= moments.keys():
+                if place.maker in waiting and waiting[place.maker] <= moments.keys():
                     scales[place.maker] = self._search(gm, place, moments, scheme)
-            last = {graph.input_of(r) for p in found if p.maker not in scales for r in p.readers}
-            moments = {x: m for x, m in moments.items() if x in last}
+                    del waiting[place.maker]
+            if not waiting:
+                break  # nobody looks at what follows, least of all at logits
+            moments = {x: m for x, m in moments.items() if any(x in w for w in waiting.values())}
         for place in found:
             scale_place(gm, place, scales[place.maker])
         graph.tidy(gm)
@@ -298,9 +299,7 @@ def _moments(values: Sequence[Tensor], rows: int) -> tuple[Tensor, Tensor]:
     for v in values:
         v = v.detach().flatten(0, -2)
         if not every:
-            every = max(1, len(v) * len(values) // rows)
-            while math.gcd(every, len(v)) > 1:  # never in step with the places of a sequence
-                every += 1
+            every = even_stride(len(v), len(v) * len(values), rows)
         v = v[::every]
         gram, mean, count = gram + v.T @ v, mean + v.abs().sum(0), count + len(v)
     return gram / count, mean / count

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from minq import graph
+from minq.graph.batches import watch
 from minq.ptq import equalize
 
 RELU6 = ("replace", "per_channel", "keep")
@@ -339,17 +340,12 @@ def _lowest(
     """The c of eq. (24) of each of these layers."""
     found: dict[fx.Node, Tensor] = {}
 
-    class Look(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            y = super().run_node(n)
-            if n in nodes:
-                c = equalize.absorbable_on(y.detach())
-                found[n] = torch.minimum(found.get(n, c), c)
-            return y
+    def see(node: fx.Node, value: Any) -> None:
+        if node in nodes:
+            c = equalize.absorbable_on(value.detach())
+            found[node] = torch.minimum(found.get(node, c), c)
 
-    with torch.no_grad():
-        for batch in data:
-            Look(gm).run(*batch)
+    watch(gm, data, see)
     return found
 
 

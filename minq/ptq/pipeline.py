@@ -34,7 +34,7 @@ from minq.ptq.checkpoint import Store
 from minq.ptq.correction import correct_bias
 from minq.ptq.datafree import Moments, calibrate_without_data
 from minq.ptq.rounding import AdaRound, Nearest, Rounding, as_rounding
-from minq.ptq.walk import Walk
+from minq.ptq.walk import Walk, even_stride
 from minq.quantizer import Quantizer
 from minq.scheme import Scheme
 from minq.simulate import insert_quantizers, is_quantizer, is_weight
@@ -278,9 +278,7 @@ def range_sample(
     for v in values:
         v = v.detach().flatten()
         if not every:
-            every = max(1, v.numel() * sum(lengths) // lengths[0] // most)
-            while math.gcd(every, v.numel()) > 1:  # never in step with rows or channels
-                every += 1
+            every = even_stride(v.numel(), v.numel() * sum(lengths) // lengths[0], most)
         picked.append(v[::every].clone())
         ends.append(torch.stack(torch.aminmax(v)))
     return torch.cat(picked + ends)

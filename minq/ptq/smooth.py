@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from minq import graph
-from minq.graph.batches import batches_of
+from minq.graph.batches import batches_of, watch
 from minq.ptq import equalize
 from minq.ptq.places import places, scale_place
 from minq.scheme import Scheme
@@ -79,15 +79,10 @@ def _largest(gm: fx.GraphModule, batches: Sequence[Any], nodes: Any) -> dict[fx.
     """The largest size of each channel (last axis) on all data."""
     found: dict[fx.Node, Tensor] = {}
 
-    class Look(fx.Interpreter):
-        def run_node(self, node: fx.Node) -> Any:
-            value = super().run_node(node)
-            if node in nodes:
-                now = value.detach().abs().flatten(0, -2).amax(0)
-                found[node] = torch.maximum(found.get(node, now), now)
-            return value
+    def see(node: fx.Node, value: Any) -> None:
+        if node in nodes:
+            now = value.detach().abs().flatten(0, -2).amax(0)
+            found[node] = torch.maximum(found.get(node, now), now)
 
-    with torch.no_grad():
-        for batch in batches:
-            Look(gm).run(*batch)
+    watch(gm, batches, see)
     return found

@@ -7,6 +7,7 @@ outputs, and stops at each operator between the two, so that the step can act.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -187,6 +188,20 @@ def _first_tensor(batch: Sequence[Any]) -> Tensor:
 def is_constant(node: fx.Node) -> bool:
     """Whether the node is a parameter, or the quantizer of one."""
     return node.op == "get_attr" or (node.op == "call_module" and is_constant(node.args[0]))
+
+
+def even_stride(size: int, total: int, most: int) -> int:
+    """Every which of ``total`` values to take for about ``most``, of batches of ``size``.
+
+    Never in step with the rows or channels of a batch.
+
+    >>> even_stride(size=12, total=24, most=12), even_stride(size=12, total=24, most=24)
+    (5, 1)
+    """
+    every = max(1, total // most)
+    while math.gcd(every, size) > 1:
+        every += 1
+    return every
 
 
 # --- Rows: a layer's inputs and outputs as a matrix product ---------------------------------------

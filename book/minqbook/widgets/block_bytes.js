@@ -1,18 +1,11 @@
 // One block of a language model's file: 20 bytes, their bits to flip, and the 32 weights they give back.
-import { bytes } from "./kit/data.js";
+import { bytes, half } from "./kit/data.js";
 import { attr, h, svg, unique } from "./kit/elements.js";
 import { widget } from "./kit/figure.js";
 import { fmt } from "./kit/format.js";
 import { linear } from "./kit/scales.js";
 
 const SIZE = 20, WEIGHTS = 32;
-
-/** A float16 from its 16 bits: sign, five of exponent, ten of mantissa. */
-export function half(bits) {
-  const sign = bits >> 15 ? -1 : 1, e = (bits >> 10) & 31, m = bits & 1023;
-  if (e === 31) return m ? NaN : sign * Infinity;
-  return sign * (e ? 2 ** (e - 15) * (1 + m / 1024) : 2 ** -14 * (m / 1024));
-}
 
 /** The bytes of a block with some bits turned over. */
 export function flip(block, flipped) {

@@ -8,8 +8,10 @@ import numpy as np
 import traitlets
 
 from minqbook.widgets.base import Widget, limited, within
+from minqbook.zoo.gguf import BLOCKS, split_blocks
 
-SIZE = 20  # bytes of a Q4_1 block: a scale, a minimum, 32 codes of 4 bits
+KIND = "Q4_1"  # of block: a scale, a minimum, 32 codes of 4 bits
+SIZE = BLOCKS[KIND].itemsize  # 20 bytes
 MOST = 256  # blocks in the page: 5 KB
 
 
@@ -90,7 +92,8 @@ class BlockBytes(Widget):
 
 def _read(block: np.ndarray) -> tuple[float, float, np.ndarray, np.ndarray]:
     """d, m, q and w = d q + m of one block."""
-    scale, minimum = np.frombuffer(block[:4].tobytes(), "<f2").astype(np.float64)
-    codes = np.concatenate([block[4:] & 15, block[4:] >> 4])
+    scales, minimums, (codes,) = split_blocks(block, KIND)
+    assert minimums is not None  # Q4_1 has them
+    scale, minimum = float(scales[0]), float(minimums[0])
     with np.errstate(invalid="ignore"):
-        return float(scale), float(minimum), codes, scale * codes + minimum
+        return scale, minimum, codes, scale * codes + minimum

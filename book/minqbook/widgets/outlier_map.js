@@ -1,6 +1,6 @@
 // Activations of a transformer, token by channel: the range of a few outliers, and what it costs.
 import { clamp, integerGrid, roundHalfEven, scaleZeroPoint } from "./quantize.js";
-import { bytes, extent } from "./kit/data.js";
+import { bytes, extent, half } from "./kit/data.js";
 import { h, svg } from "./kit/elements.js";
 import { widget } from "./kit/figure.js";
 import { fmt, percent } from "./kit/format.js";
@@ -9,11 +9,6 @@ import { linear, logarithmic } from "./kit/scales.js";
 const FEW = [1, 2, 3, 4, 6, 8, 16, 32]; // groups to choose from, besides one for each channel
 const LEAST = 0.005; // the smallest share of the range to clip to
 
-/** A float16 from its bits. */
-function half(u) {
-  const sign = u >> 15 ? -1 : 1, e = (u >> 10) & 31, m = u & 1023;
-  return sign * (e ? (1 + m / 1024) * 2 ** (e - 15) : m * 2 ** -24);
-}
 export const halves = view => {
   const b = bytes(view);
   return Float64Array.from({ length: b.length / 2 }, (_, i) => half(b[2 * i] | (b[2 * i + 1] << 8)));
