@@ -94,17 +94,21 @@ def test_networks_of_any_size_equal_their_integers(seed, tmp_path):
 
 @needs_gcc
 def test_ties_go_up_where_the_integers_do(tmp_path):
-    """On a grid of halves every second sum is a tie."""
-    model = nn.Sequential(nn.Linear(1, 1, bias=False))
-    model[0].weight.data.fill_(1.0)
-    q = quantized(model, torch.linspace(0, 254, 128)[:, None])
-    found = {}
+    """With steps of 1/2, 1 and 2 a sum is 2 x, and the output x / 2: a tie for every odd x."""
+    x = torch.arange(256.0)[:, None]
+    q = quantized(nn.Sequential(nn.Linear(1, 1, bias=False)), x)
+    q.get_parameter("0.weight").data.fill_(1.0)
+    ranges = {"0.weight_": (-64.0, 63.5), "input.": (0.0, 255.0), "0.": (0.0, 510.0)}
+    for name, ends in ranges.items():
+        minq.quantizers(q)[f"{name}quantizer"].set_range(*ends)
+    answers, found = {}, {}
     for rounding in ("half_even", "half_up"):
         net = minq.to_integer(q, rounding=rounding)
         files = minq.to_c(net, tmp_path / rounding)
         program = toolchain.build(files, tmp_path / rounding / "made", flags=("-O2",))
-        assert_equal(net, files, program, torch.linspace(0, 254, 64)[:, None].split(1))
-        found[rounding] = files.source.read_text()
+        assert_equal(net, files, program, x[:64].split(1))
+        answers[rounding], found[rounding] = net(x[:64]), files.source.read_text()
+    assert (answers["half_even"] != answers["half_up"]).sum() == 16  # of 32 ties, every second
     assert "ties to even" in found["half_even"] and "ties up" in found["half_up"]
 
 
