@@ -28,7 +28,7 @@ CODE = {e.label: e for found in EXERCISES.values() for e in found if e.answer}
 IN_PAGE = {label: e for label, e in CODE.items() if e.in_page}
 ON_TORCH = {
     "ex-ch05-6": "inserts quantizers into a network",
-    "ex-ch10-2": "calls minq.ptq",
+    "ex-ch10-5": "calls minq.ptq",
     "ex-ch11-3": "switches the quantizers of a network",
     "ex-ch15-2": "trains a network",
 }
