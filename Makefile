@@ -1,6 +1,7 @@
 # make book    the book, in _build/html            make test    everything that must hold
 # make serve   the book at http://127.0.0.1:8000   make live    the chapters in JupyterLab
 # make slides  a deck of slides a chapter        make pdf     the book on paper, _build/minq.pdf
+# make epub    the book for e-readers, _build/minq.epub
 # make student the notebooks without solutions, and a course for nbgrader
 # make outputs every notebook run, its text outputs stored in it
 # make tables  the results that the book reads, measured again (hours; goes on where it was stopped)
@@ -30,7 +31,7 @@ export MALLOC_MMAP_THRESHOLD_ = 1000000000
 # many containers, each of a hundred processes would compile torch again: 15 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: address book serve live student slides pdf outputs tables bench chromium clean
+.PHONY: address book serve live student slides pdf epub outputs tables bench chromium clean
 .PHONY: test notebooks-lint unit-book lint unit notebooks another-machine browser
 
 book: $(READY)
@@ -50,6 +51,9 @@ slides: book
 
 pdf: book chromium
 	$(PY) book/_tools/pdf.py
+
+epub: book chromium
+	$(PY) book/_tools/epub.py
 
 outputs: $(READY)
 	$(PY) book/_tools/store_outputs.py $(NOTEBOOKS)

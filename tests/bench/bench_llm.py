@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import importlib.util
 import logging
 import sys
@@ -75,12 +76,14 @@ def minq_nearest(task: Task, zero_point: str | None = None) -> Made:
     return task.model, bits
 
 
-def minq_ptq(task: Task, zero_point: str | None = None, equalize: bool = False) -> Made:
-    """GPTQ, behind AWQ's scaling where this is asked for."""
+def minq_ptq(
+    task: Task, zero_point: str | None = None, rounding: str = "gptq", awq: bool = False
+) -> Made:
+    """GPTQ or rounding to nearest, behind AWQ's scaling where this is asked for."""
     how, bits = scheme(task, zero_point)
     q = minq.ptq(
-        task.model, task.rows.split(4), scheme=how, rounding="gptq",
-        equalize=minq.ptq.AWQ() if equalize else False, progress=False,
+        task.model, task.rows.split(4), scheme=how, rounding=rounding,
+        equalize=minq.ptq.AWQ(clip=True) if awq else False, progress=False,
     )  # fmt: skip
     for quantizer in minq.simulate.weight_quantizers(q).values():
         stored_in_16_bits(quantizer)
@@ -143,61 +146,73 @@ def quanto(task: Task, optimizer: str) -> Made:
     return task.model, task.bits + (16 + shifted) / task.group
 
 
-def gguf(task: Task, kind: str) -> Made:
-    """llama.cpp's simple kinds, as its own Python package makes them."""
-    import gguf
-
-    _only((task.bits, task.group) == (4, 32), "it has 4 bits in groups of 32")
-    which = gguf.GGMLQuantizationType[kind]
-    for layer in matrices(task.model).values():
-        raw = gguf.quants.quantize(layer.weight.detach().numpy(), which)
-        layer.weight.data = torch.from_numpy(gguf.quants.dequantize(raw, which).copy())
-    return task.model, {"Q4_0": 4.5, "Q4_1": 5.0}[kind]
+# The number of a kind in llama.cpp, its bits a weight, and the weights that share a scale.
+GGML = {"Q4_0": (2, 4.5, 32), "Q4_1": (3, 5.0, 32), "IQ4_NL": (20, 4.5, 32),
+        "Q3_K": (11, 3.4375, 256), "Q4_K": (12, 4.5, 256)}  # fmt: skip
 
 
-class LlamaCpp(nn.Module):
-    """A file in llama.cpp's own hands."""
+def llama_cpp(task: Task, kind: str, weighted: bool = False) -> Made:
+    """llama.cpp's own kinds, by its own functions; weighted with the squares of the inputs, which
+    it calls an importance matrix."""
+    import xllamacpp.xllamacpp
 
-    def __init__(self, path: Path) -> None:
-        import llama_cpp
+    number, bits, block = GGML[kind]
+    _only(task.bits == int(bits), f"it has {bits} bits")
+    chosen = matrices(task.model)
+    width = min(layer.in_features for layer in chosen.values())
+    _only(width % block == 0, f"its blocks have {block} weights, rows {width}")
+    library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+    make, back = library.ggml_quantize_chunk, getattr(library, f"dequantize_row_{kind.lower()}")
+    make.restype = ctypes.c_size_t
+    importance = squares(task) if weighted else {}
+    library.ggml_quantize_init(number)
+    for name, layer in chosen.items():
+        weight = layer.weight.detach().contiguous()
+        stored = torch.empty(weight.numel() * 5, dtype=torch.uint8)
+        rows, width = weight.shape
+        matter = importance[name].float() if weighted else None
+        make(
+            number, _address(weight), _address(stored), ctypes.c_int64(0), ctypes.c_int64(rows),
+            ctypes.c_int64(width), None if matter is None else _address(matter),
+        )  # fmt: skip
+        back(_address(stored), _address(weight), ctypes.c_int64(weight.numel()))
+        layer.weight.data = weight
+    return task.model, bits
 
-        super().__init__()
-        self.llama = llama_cpp.Llama(str(path), n_ctx=512, logits_all=True, verbose=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        answers = []
-        for row in tokens.tolist():
-            self.llama.reset()
-            self.llama.eval(row)
-            answers.append(torch.from_numpy(self.llama.scores[: len(row)].copy()))
-        return torch.stack(answers).float()
-
-    def speed(self, count: int) -> float:
-        start = time.perf_counter()
-        said = [t for t, _ in zip(self.llama.generate([1], temp=0.0), range(count), strict=False)]
-        return len(said) / (time.perf_counter() - start)
+def _address(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
 
 
-def llama_cpp(task: Task, kind: str) -> Made:
-    """The file with its matrices in one of llama.cpp's kinds, which it computes and judges."""
-    import llama_cpp
+def squares(task: Task) -> dict[str, Tensor]:
+    """The mean square of each input of each layer, over the calibration rows."""
+    sums: dict[str, Tensor] = {}
 
-    _only(task.bits == int(kind[1]), f"{kind} has {kind[1]} bits")
-    path = zoo.smollm2_file()
-    if kind != "Q4_1":
-        settings = llama_cpp.llama_model_quantize_default_params()
-        settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
-        settings.allow_requantize = True
-        settings.token_embedding_type = llama_cpp.GGML_TYPE_Q8_0
-        settings.nthread = 1
-        made = Path(tempfile.mkdtemp()) / "made.gguf"
-        if llama_cpp.llama_model_quantize(str(path).encode(), str(made).encode(), settings):
-            raise RuntimeError("llama_model_quantize failed")
-        path = made
-    weights = sum(m.weight.numel() for m in matrices(task.model).values())
-    words = task.model.words.weight.numel() * 34 // 32  # bytes in Q8_0
-    rest = zoo.smollm2_gguf().tensors["token_embd.weight"].start  # header and facts
-    return LlamaCpp(path), 8 * (path.stat().st_size - words - rest) / weights
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor], __: Tensor) -> None:
+            sums[name] = sums.get(name, 0) + inputs[0].double().square().flatten(0, -2).mean(0)
+
+        return hook
+
+    hooks = [m.register_forward_hook(watch(n)) for n, m in matrices(task.model).items()]
+    with torch.no_grad():
+        for rows in task.rows.split(4):
+            task.model(rows)
+    for hook in hooks:
+        hook.remove()
+    return sums
+
+
+def llama_cpp_speed(count: int) -> float:
+    """Tokens a second of the file itself in llama.cpp, one thread."""
+    import xllamacpp
+
+    given = xllamacpp.CommonParams()
+    given.model.path = str(zoo.smollm2_file())
+    given.n_ctx, given.cpuparams.n_threads, given.warmup = 512, 1, True
+    server = xllamacpp.Server(given)
+    answer = server.handle_completions({"prompt": "Once upon", "max_tokens": count})
+    return answer["timings"]["predicted_per_second"]
 
 
 def llm_compressor(task: Task, method: str) -> Made:
@@ -248,18 +263,20 @@ PEERS: dict[str, tuple[str, Callable[[Task], Made]]] = {
     "minq-GPTQ": ("minq", minq_ptq),
     "minq-GPTQ-integer": ("minq", partial(minq_ptq, zero_point="integer")),
     "minq-GPTQ-minimum": ("minq", partial(minq_ptq, zero_point="real")),
-    "minq-AWQ-GPTQ": ("minq", partial(minq_ptq, equalize=True)),
+    "minq-AWQ": ("minq", partial(minq_ptq, rounding="nearest", awq=True)),
+    "minq-AWQ-GPTQ": ("minq", partial(minq_ptq, awq=True)),
+    "minq-AWQ-GPTQ-minimum": ("minq", partial(minq_ptq, zero_point="real", awq=True)),
     "torchao-int4": ("torchao", partial(torchao, kind="int4")),
     "torchao-symmetric": ("torchao", partial(torchao, kind="symmetric")),
     "torchao-asymmetric": ("torchao", partial(torchao, kind="asymmetric")),
     "torchao-8-bit-dynamic": ("torchao", partial(torchao, kind="dynamic")),
     "quanto-max": ("optimum.quanto", partial(quanto, optimizer="MaxOptimizer")),
     "quanto-HQQ": ("optimum.quanto", partial(quanto, optimizer="HqqOptimizer")),
-    "gguf-Q4_0": ("gguf", partial(gguf, kind="Q4_0")),
-    "gguf-Q4_1": ("gguf", partial(gguf, kind="Q4_1")),
     **{
-        f"llama.cpp-{kind}": ("llama_cpp", partial(llama_cpp, kind=kind))
-        for kind in ("Q4_1", "Q4_0", "Q4_K_S", "Q3_K_S", "Q3_K_M", "Q8_0")
+        f"llama.cpp-{kind}{'-weighted' * weighted}": (
+            "xllamacpp", partial(llama_cpp, kind=kind, weighted=weighted)
+        )
+        for kind in GGML for weighted in (False, True)
     },
     "llm-compressor-GPTQ": ("llmcompressor", partial(llm_compressor, method="gptq")),
     "llm-compressor-AWQ": ("llmcompressor", partial(llm_compressor, method="awq")),
@@ -283,8 +300,6 @@ def judge(
 
 def speed(model: nn.Module, count: int) -> float | None:
     """Tokens a second, written one by one."""
-    if isinstance(model, LlamaCpp):
-        return model.speed(count)
     if not isinstance(model, Decoder) or count == 0:
         return None
     cache, token = model.empty_cache(), torch.tensor([[1]])
@@ -331,7 +346,7 @@ def main() -> None:
             q, stored = quantize(Task(copy.deepcopy(model), rows, bits, given.group))
             seconds = time.perf_counter() - start
             ppl, kl = judge(q, tokens, exact)
-            rate = None if name.startswith(("minq", "quanto", "gguf")) else speed(q, given.say)
+            rate = None if name.startswith(("minq", "quanto", "llama")) else speed(q, given.say)
         except NotImplementedError as why:
             print(f"  {label} skipped: {why}", flush=True)
         except Exception as error:  # a peer's failure is a result
