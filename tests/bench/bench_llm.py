@@ -7,7 +7,8 @@ The 210 matrices of the layers are quantized, in groups; the table of words stay
 the same rows of 256 tokens, presidents' messages, and others judge: perplexity, and the mean KL
 divergence from the exact model's answers. Bits a weight count scales and minimums, 16 bits each,
 and the bits of a zero-point. Seconds are for quantizing. Tokens a second are those of writing, one
-by one, with a cache, with the peer's own kernels; minq simulates, so it has none.
+by one, with a cache, with the peer's own kernels; minq simulates, so it has none. llama.cpp writes
+from the file itself; its kinds of numbers are made by its own functions, and judged here.
 
 The exact model is itself read from a file of 4 bits in groups of 32, each with a minimum: a way of
 storing that has both can give it back without a loss, at 4 bits in such groups, and only there.
@@ -24,7 +25,6 @@ import ctypes
 import importlib.util
 import logging
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -274,9 +274,11 @@ PEERS: dict[str, tuple[str, Callable[[Task], Made]]] = {
     "quanto-HQQ": ("optimum.quanto", partial(quanto, optimizer="HqqOptimizer")),
     **{
         f"llama.cpp-{kind}{'-weighted' * weighted}": (
-            "xllamacpp", partial(llama_cpp, kind=kind, weighted=weighted)
+            "xllamacpp",
+            partial(llama_cpp, kind=kind, weighted=weighted),
         )
-        for kind in GGML for weighted in (False, True)
+        for kind in GGML
+        for weighted in (False, True)
     },
     "llm-compressor-GPTQ": ("llmcompressor", partial(llm_compressor, method="gptq")),
     "llm-compressor-AWQ": ("llmcompressor", partial(llm_compressor, method="awq")),
@@ -335,6 +337,10 @@ def main() -> None:
     answers = iter(exact)
     ppl, _ = judge(lambda _: next(answers), tokens, exact)
     print(f"  {'exact, in float32':25s} {ppl:8.3f}", flush=True)
+    if _installed("xllamacpp") and given.say:
+        print(
+            f"  {'the file, in llama.cpp':25s} {llama_cpp_speed(given.say):6.1f} tokens/s, 1 thread"
+        )
     for name, bits in ((name, bits) for bits in given.bits for name in given.peers):
         package, quantize = PEERS[name]
         label = f"W{bits} {name:22s}"
