@@ -19,6 +19,8 @@ from nbclient import NotebookClient
 
 BOOK = Path(__file__).resolve().parents[1]
 
+DRAWING = '<figure class="mq-drawing"'  # how minqbook.drawings.drawing begins its HTML
+
 # The first code cell of every notebook. On Colab it fetches the book and installs minq and
 # minqbook, elsewhere it does nothing. The book hides it.
 FIRST_CELL = """\
@@ -39,9 +41,18 @@ def text_only(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
         return output if output.name == "stdout" else None
     if output.output_type == "error":
         return None
-    heavy = ("image/", "application/")
-    data = {kind: text for kind, text in output.data.items() if not kind.startswith(heavy)}
+    data = without_pictures(output.data)
     return nbformat.from_dict({**output, "data": data, "metadata": {}})
+
+
+def without_pictures(data: dict) -> dict:
+    """What a value shows, without its pictures: an image, a widget, a drawing in HTML."""
+    heavy = ("image/", "application/")
+    return {
+        kind: text
+        for kind, text in data.items()
+        if not kind.startswith(heavy) and not "".join(text).startswith(DRAWING)
+    }
 
 
 def with_first_cell(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -1,0 +1,156 @@
+"""The drawn figures: well-formed, readable by ear, in the theme's colours, with true numbers."""
+
+import pkgutil
+import re
+from functools import cache
+from importlib import import_module
+from itertools import combinations
+from pathlib import Path
+from xml.etree import ElementTree
+
+import nbformat
+import numpy as np
+import pytest
+
+import minqbook.drawings
+from minqbook.drawings import drawing as shown
+from minqbook.drawings import equalization, folding, kit, rounding
+
+BOOK = Path(__file__).resolve().parents[1] / "book"
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+for part in pkgutil.iter_modules(minqbook.drawings.__path__):
+    import_module(f"minqbook.drawings.{part.name}")
+
+
+@pytest.fixture(params=shown.ALL)
+def drawing(request):
+    return shown.ALL[request.param]()
+
+
+def test_is_well_formed_and_says_in_words_what_it_shows(drawing):
+    figure = ElementTree.fromstring(drawing.html())
+    pictures = list(figure.iter(f"{SVG}svg"))
+    assert len(pictures) == len(drawing.panels)
+    ids = [node.get("id") for node in figure.iter() if node.get("id")]
+    assert len(ids) == len(set(ids)) == 2 * len(pictures)
+    for svg, panel in zip(pictures, drawing.panels, strict=True):
+        title, desc = svg.find(f"{SVG}title"), svg.find(f"{SVG}desc")
+        assert svg.get("aria-labelledby") == f"{title.get('id')} {desc.get('id')}"
+        assert title.text and desc.text == panel.words and len(panel.words) > 60
+        assert "  " not in panel.words and panel.words.endswith(".")
+    assert figure.find("figcaption").text == drawing.claim
+    assert not re.match("(a |the )?(figure|picture|drawing|diagram)", drawing.claim, re.I)
+    assert repr(drawing) == f"{drawing!r}" and all(p.words in repr(drawing) for p in drawing.panels)
+
+
+def test_has_no_colour_but_the_themes(drawing):
+    figure = ElementTree.fromstring(drawing.html())
+    allowed = {f"mq-{tone}" for tone in kit.TONES} | {"mq-edge", "mq-stroke", "mq-halo"}
+    for node in figure.iter():
+        kind = node.tag.removeprefix(SVG)
+        if kind in ("rect", "path", "circle", "text"):
+            assert set(node.get("class").split()) <= allowed
+            assert {node.get("fill", "none"), node.get("stroke", "none")} <= {
+                "none",
+                "currentColor",
+            }
+        assert "color" not in node.get("style", "")
+
+
+def test_no_text_leaves_its_panel_or_covers_another(drawing):
+    for panel in drawing.panels:
+        for a in panel.labels:
+            inside = a.left >= -1 and a.right <= panel.width + 1 and a.top >= -1
+            assert inside and a.bottom <= panel.height + 1, (panel.title, a)
+        for a, b in combinations(panel.labels, 2):
+            wide = min(a.right, b.right) - max(a.left, b.left)
+            high = min(a.bottom, b.bottom) - max(a.top, b.top)
+            assert wide < 1 or high < 1, (panel.title, a, b)
+
+
+def test_guessed_widths_are_not_below_those_of_a_wide_font(drawing):
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextToPath
+
+    font = FontProperties(family="DejaVu Sans", size=100)
+    for label in (label for panel in drawing.panels for label in panel.labels):
+        wide, _, _ = TextToPath().get_text_width_height_descent(label.text, font, False)
+        size = label.bottom - label.top
+        assert label.right - label.left > 0.93 * wide * size / 100 - 2, label
+
+
+@cache
+def cells_with_drawings():
+    books = (nbformat.read(path, as_version=4) for path in BOOK.glob("*.ipynb"))
+    return [c for book in books for c in book.cells if "minqbook.drawings" in c.source]
+
+
+def test_stands_in_one_chapter_with_its_words(drawing):
+    module = shown.ALL[drawing.name].__module__
+    source = f"from {module} import {drawing.name}\n\n{drawing.name}()"
+    cells = [cell for cell in cells_with_drawings() if cell.source == source]
+    assert len(cells) == 1, f"{drawing.name} stands in {len(cells)} cells"
+    assert cells[0].metadata.tags == ["hide-input", "drawing"]
+    (output,) = cells[0].outputs
+    assert output.data == {"text/plain": repr(drawing)}, "run `make outputs`"
+
+
+def test_a_text_too_wide_for_its_box_is_refused():
+    panel = kit.Panel("title", "words")
+    panel.box(0, 0, 60, 20, "ReLU")
+    with pytest.raises(ValueError, match="does not fit a box 60 wide: it needs"):
+        panel.box(0, 0, 60, 20, "batch norm")
+    with pytest.raises(ValueError, match="too small"):
+        panel.text(0, 0, "x", size=9)
+    with pytest.raises(ValueError, match="at most 390"):
+        kit.Panel("title", "words", width=700)
+    with pytest.raises(ValueError, match="needs a caption"):
+        shown.Drawing("name", "no sentence", (panel,))
+
+
+def test_indices_and_italics():
+    text = kit.rich("*s*_{i} < 2")
+    parts = ElementTree.fromstring(f"<text>{text}</text>")
+    assert "".join(parts.itertext()).replace("\u200b", "") == "si < 2"
+    assert [node.get("font-style") for node in parts][:1] == ["italic"]
+
+
+# The numbers in a figure are the library's.
+
+
+def test_equalized_ranges():
+    from minq.ptq import equalize
+
+    s, after1, after2 = equalization.equalized()
+    assert np.allclose(s, equalize.equalization_scales(equalization.R1, equalization.R2))
+    assert np.allclose(after1, after2) and np.allclose(after1, [2, 2, 1])
+    c = equalize.absorbable(np.array([equalization.BETA]), np.array([equalization.GAMMA]))
+    assert f"c = {c[0]:g}" in equalization.absorbed_bias().claim
+
+
+def test_folded_weights():
+    from minq import fold_batch_norm
+
+    w, b = fold_batch_norm(
+        folding.W[None],
+        None,
+        *np.array([[folding.GAMMA], [folding.BETA], [folding.MEAN]]),
+        np.array([folding.SIGMA**2]),
+        0.0,
+    )
+    ours = folding.folded()
+    assert np.allclose(w, ours[0]) and np.allclose(b, ours[1])
+
+
+def test_rectified_sigmoid():
+    torch = pytest.importorskip("torch")
+    from minq.ptq import soft_rounding
+
+    v = torch.linspace(-6, 6, 101, dtype=torch.float64)
+    ours = torch.tensor([rounding.h(float(x)) for x in v], dtype=torch.float64)
+    assert torch.allclose(ours, soft_rounding.rectified_sigmoid(v), atol=1e-9)
+    start = soft_rounding.initial_v(torch.tensor([[rounding.WEIGHT]]), torch.tensor([1.0]), axis=0)
+    share = rounding.WEIGHT - int(rounding.WEIGHT)
+    assert float(start) == pytest.approx(rounding.v_of(share), abs=1e-4)
