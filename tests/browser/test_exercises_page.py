@@ -225,7 +225,7 @@ def state(page, label):
 
 ENTRIES = {
     LABEL: {"answer": "def f(): pass", "tries": 2, "passed": "2026-11-30"},
-    "ex-ch04-2": {"answer": "f = 1", "tries": 3, "passed": None},
+    "ex-ch04-5": {"answer": "f = 1", "tries": 3, "passed": None},
 }
 
 
@@ -236,7 +236,7 @@ def test_progress_has_every_exercise(progress):
     )
     assert [link.partition("#")[2] for link in links] == list(CODE)
     expect(state(page, LABEL)).to_have_text("✓ 30 November 2026")
-    expect(state(page, "ex-ch04-2")).to_have_text("3 tries")
+    expect(state(page, "ex-ch04-5")).to_have_text("3 tries")
     expect(state(page, "ex-ch20-5")).to_have_text("–")
     expect(state(page, "ex-ch05-6")).to_have_text("with PyTorch")
     expect(page.get_by_text(f"You have passed 1 of the {len(IN_PAGE)} checks")).to_be_visible()
@@ -259,7 +259,7 @@ def test_progress_goes_to_a_file_and_comes_back(progress, tmp_path):
     take(page, path)
     expect(page.get_by_text("Took over 2 exercises from")).to_be_visible()
     expect(state(page, LABEL)).to_contain_text("✓")
-    assert answered(page, "ex-ch04-2") == ENTRIES["ex-ch04-2"]
+    assert answered(page, "ex-ch04-5") == ENTRIES["ex-ch04-5"]
 
 
 def take(page, path):
