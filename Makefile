@@ -74,12 +74,13 @@ test:
 notebooks-lint unit-book:
 	$(MAKE) --no-print-directory --keep-going --jobs=2 $(subst -, ,$@)
 
-# Style, types, code that nothing uses, misspelt words.
+# Style, types, code that nothing uses, misspelt words, prose.
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m vulture
 	$(PY) -m codespell_lib README.md CONTRIBUTING.md book minq tests .ci Makefile
+	$(PY) book/_tools/prose.py
 
 unit: $(READY)
 	$(PY) -m slipcover --source minq,book/minqbook --skip-covered -m pytest tests minq book/minqbook README.md \
