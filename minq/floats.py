@@ -1,4 +1,4 @@
-"""Low-bit floats: another grid for the same formula, with steps that grow with the number.
+"""Floats of few bits: another grid for the same formula, with steps that grow with the number.
 
 A code of 1 + E + M bits holds a sign, an exponent field e and a mantissa field m:
 
@@ -47,7 +47,7 @@ BLOCK = 32
 
 @dataclass(frozen=True)
 class FloatFormat:
-    """How the bits of a small float are meant.
+    """How the bits of a float are meant; float32 and float16 are such formats too.
 
     special: what the largest codes stand for. "ieee": the largest exponent is for infinity and NaN.
     "nan": only the code of all ones is NaN. "none": every code is a finite number.
@@ -66,9 +66,9 @@ class FloatFormat:
     def __post_init__(self) -> None:
         if self.special not in ("ieee", "nan", "none"):
             raise ValueError(f"special must be ieee, nan or none, not {self.special!r}")
-        if not (1 <= self.exponent_bits <= 8 and 0 <= self.mantissa_bits <= 7):
+        if not (1 <= self.exponent_bits <= 8 and 0 <= self.mantissa_bits <= 23):
             raise ValueError(
-                f"a small float has 1 to 8 exponent bits and 0 to 7 mantissa bits, "
+                f"a float here has 1 to 8 exponent bits and 0 to 23 mantissa bits, "
                 f"not {self.exponent_bits} and {self.mantissa_bits}"
             )
 
@@ -84,14 +84,15 @@ class FloatFormat:
 
     @property
     def largest(self) -> float:
-        """The largest finite number."""
-        return float(float_grid(self)[-1])
+        """The largest finite number: the code below those of infinity and NaN."""
+        codes = 2 ** (self.exponent_bits + self.mantissa_bits)
+        special = {"ieee": 2**self.mantissa_bits, "nan": 1, "none": 0}[self.special]
+        return float(decode(np.array(codes - special - 1), self))
 
     @property
     def smallest(self) -> float:
         """The smallest number above 0; a float's neighbours of 0 are subnormal."""
-        grid = float_grid(self)
-        return float(grid[grid > 0][0])
+        return float(decode(np.array(int(self.signed)), self))
 
 
 E4M3 = FloatFormat("FP8 E4M3", 4, 3, "nan")
@@ -126,12 +127,16 @@ def decode(codes: Array, format: FloatFormat) -> np.ndarray:
 
 
 def float_grid(format: FloatFormat) -> np.ndarray:
-    """All finite numbers of a format, ascending, float64; 0 once.
+    """All finite numbers of a format of up to 16 bits, ascending, float64; 0 once.
+
+    Raises ValueError for more bits: the grid of float32 has four billion numbers.
 
     >>> float_grid(E2M1)
     array([-6. , -4. , -3. , -2. , -1.5, -1. , -0.5,  0. ,  0.5,  1. ,  1.5,
             2. ,  3. ,  4. ,  6. ])
     """
+    if format.bits > 16:
+        raise ValueError(f"{format.name} has 2^{format.bits} codes; only up to 16 bits are listed")
     values = decode(np.arange(2**format.bits), format)
     return np.unique(values[np.isfinite(values)] + 0.0)
 

@@ -20,7 +20,7 @@ from minqbook.widgets.image_bits import sample_image
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [*bundle.HERE.rglob("*.js"), *(ROOT / "book" / "_assets").glob("*.js")]
-SCRIPTS = sorted(p.name for p in bundle.HERE.glob("*.js") if p.stem != "quantize")
+SCRIPTS = sorted(p.name for p in bundle.HERE.glob("*.js") if p.stem not in ("quantize", "floats"))
 
 
 # --- Loading and bundling -------------------------------------------------------------------------

@@ -25,6 +25,7 @@ _HOME = {
     "SimulatedBlock": "simulated_block",
     "PipelineSteps": "pipeline_steps",
     "DebugChart": "debug_chart",
+    "FloatBits": "float_bits",
     "Descent": "descent",
     "RangePull": "range_pull",
     "MethodChoice": "method_choice",

@@ -1,5 +1,6 @@
 // One block of a language model's file: 20 bytes, their bits to flip, and the 32 weights they give back.
-import { bytes, half } from "./kit/data.js";
+import { half } from "./floats.js";
+import { bytes } from "./kit/data.js";
 import { attr, h, svg, unique } from "./kit/elements.js";
 import { widget } from "./kit/figure.js";
 import { fmt } from "./kit/format.js";

@@ -1,5 +1,6 @@
 // The grids of small integers and small floats under real data: ticks, steps, and what each loses.
-import { clamp, roundHalfEven } from "./quantize.js";
+import { clamp } from "./quantize.js";
+import { bitsOf, nearest, positives, power } from "./floats.js";
 import { floats, histogram } from "./kit/data.js";
 import { svg } from "./kit/elements.js";
 import { widget } from "./kit/figure.js";
@@ -10,33 +11,8 @@ import { histogramPath, linear, logarithmic, stepPath } from "./kit/scales.js";
 export const GRIDS = {
   INT4: [4], "FP4 E2M1": [2, 1, "none"], INT8: [8], "FP8 E4M3": [4, 3, "nan"], "FP8 E5M2": [5, 2, "ieee"],
 };
-const bitsOf = grid => (grid.length === 1 ? grid[0] : 1 + grid[0] + grid[1]);
-
-/** All numbers of a grid that are not negative, ascending, at scale 1; minq.floats.float_grid. */
-export function positives([E, M, special]) {
-  if (M === undefined) return Array.from({ length: 2 ** (E - 1) }, (_, k) => k);
-  const bias = 2 ** (E - 1) - 1, codes = 2 ** (E + M) - (special === "nan" ? 1 : special === "ieee" ? 2 ** M : 0);
-  return Array.from({ length: codes }, (_, code) => {
-    const e = code >> M, m = (code & (2 ** M - 1)) / 2 ** M;
-    return e ? 2 ** (e - bias) * (1 + m) : 2 ** (1 - bias) * m;
-  });
-}
 
 const BEYOND = 1 + 1e-9; // of the largest number: x / s may round up a little
-const view = new DataView(new ArrayBuffer(8));
-/** 2^floor(log2 |x|), read off the bits, since log2 rounds. */
-export function power(x) {
-  view.setFloat64(0, x);
-  return 2 ** (((view.getUint16(0) >> 4) & 2047) - 1023);
-}
-
-/** The nearest number of a grid at scale 1; minq.floats.fake_quantize_float and eq. (4). */
-export function nearest(u, [E, M], largest) {
-  if (M === undefined) return clamp(roundHalfEven(u), -largest - 1, largest) + 0;
-  u = clamp(u, -largest, largest);
-  const step = Math.max(power(u), 2 ** (2 - 2 ** (E - 1))) * 2 ** -M;
-  return step * roundHalfEven(u / step);
-}
 
 /** Quantize x in blocks: what NumberGrids.result() has in Python. */
 export function run(x, grid, { block, powers, reach }) {

@@ -1,6 +1,7 @@
 // Activations of a transformer, token by channel: the range of a few outliers, and what it costs.
 import { clamp, integerGrid, roundHalfEven, scaleZeroPoint } from "./quantize.js";
-import { bytes, extent, half } from "./kit/data.js";
+import { half } from "./floats.js";
+import { bytes, extent } from "./kit/data.js";
 import { h, svg } from "./kit/elements.js";
 import { widget } from "./kit/figure.js";
 import { fmt, percent } from "./kit/format.js";

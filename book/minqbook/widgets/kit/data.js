@@ -9,13 +9,6 @@ export function floats(view) {
 export const bytes = view =>
   view && view.buffer ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength) : new Uint8Array();
 
-/** A float16 from its 16 bits: sign, five of exponent, ten of mantissa. */
-export function half(bits) {
-  const sign = bits >> 15 ? -1 : 1, e = (bits >> 10) & 31, m = bits & 1023;
-  if (e === 31) return m ? NaN : sign * Infinity;
-  return sign * (e ? 2 ** (e - 15) * (1 + m / 1024) : 2 ** -14 * (m / 1024));
-}
-
 export function extent(values) {
   let low = Infinity, high = -Infinity;
   for (const v of values) {

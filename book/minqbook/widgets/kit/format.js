@@ -1,6 +1,8 @@
 // Numbers for readers.
 
 const SUPER = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
+/** A whole number as an exponent: 10⁻⁷. */
+export const raised = k => [...String(k)].map(c => SUPER[c]).join("");
 const dressed = t => t.replace("-", "−");
 
 /** A number for readers, to some significant digits: 0.0333, 12,345, 1.2×10⁻⁷, −∞; never "NaN". */
@@ -11,7 +13,7 @@ export function fmt(v, digits = 3) {
   const size = Math.abs(v);
   if (size >= 1e7 || size < 1e-4) {
     const [m, e] = v.toExponential(digits - 1).split("e");
-    return `${dressed(String(Number(m)))}×10${[...String(Number(e))].map(c => SUPER[c]).join("")}`;
+    return `${dressed(String(Number(m)))}×10${raised(Number(e))}`;
   }
   const round = size >= 10 ** (digits - 1) ? Math.round(v) : Number(v.toPrecision(digits));
   return dressed(size >= 1e4 ? round.toLocaleString("en-US", { maximumFractionDigits: 9 }) : String(round));
