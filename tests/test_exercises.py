@@ -29,8 +29,8 @@ IN_PAGE = {label: e for label, e in CODE.items() if e.in_page}
 ON_TORCH = {
     "ex-ch05-6": "inserts quantizers into a network",
     "ex-ch10-5": "calls minq.ptq",
-    "ex-ch11-3": "switches the quantizers of a network",
-    "ex-ch15-2": "trains a network",
+    "ex-ch11-6": "switches the quantizers of a network",
+    "ex-ch15-5": "trains a network",
 }
 
 
@@ -146,7 +146,7 @@ def test_says_the_same_without_torch(label, without_torch, capsys):
 
 def test_the_estimator_of_chapter_14_is_one_that_networks_take():
     names: dict = {}
-    exec(CODE["ex-ch14-2"].answer.source, names)
+    exec(CODE["ex-ch14-5"].answer.source, names)
     estimator = names["mean_size"](4)
     weight = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     q = minq.Quantizer(4, signed=True, symmetric=True, axis=0, estimator=estimator)
