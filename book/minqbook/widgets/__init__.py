@@ -26,6 +26,7 @@ _HOME = {
     "PipelineSteps": "pipeline_steps",
     "DebugChart": "debug_chart",
     "FloatBits": "float_bits",
+    "DeadStart": "dead_start",
     "Descent": "descent",
     "RangePull": "range_pull",
     "MethodChoice": "method_choice",

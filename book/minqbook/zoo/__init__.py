@@ -24,6 +24,7 @@ __all__, __getattr__, __dir__ = lazily(
         ),
         "decoder": "Decoder rebuilt",
         "bytes_decoder": "Bytes small_decoder",
+        "chain": "digit_chain",
         "gguf": "GGUF",
         "speeches": "prose token_rows",
         "data": "scenes",
