@@ -82,9 +82,21 @@ def chapter(path: Path, found: list[Exercise]) -> str:
     return f'<tbody><tr><th scope="rowgroup" colspan="3">{head}</th></tr>{rows}</tbody>'
 
 
+def asked(source: str) -> str:
+    """What an answer is called: its function, or the numbers that it gives.
+
+    >>> asked("import math\ndef f(x):\n    return x"), asked("### BEGIN SOLUTION\na = 1\nb = 2")
+    ('f', 'a, b')
+    """
+    parts = ast.parse(source).body
+    functions = [part.name for part in parts if isinstance(part, ast.FunctionDef)]
+    targets = [t for part in parts if isinstance(part, ast.Assign) for t in part.targets]
+    given = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+    return functions[0] if functions else ", ".join(given)
+
+
 def row(path: Path, number: int, exercise: Exercise) -> str:
-    parts = ast.parse(stub(exercise.answer.source)).body
-    name = next(part.name for part in parts if isinstance(part, ast.FunctionDef))
+    name = asked(exercise.answer.source)
     link = f"{path.stem}.html#{exercise.label}"
     told = f"{number}.{exercise.label.rpartition('-')[2]} <code>{name}</code>"
     stars = f'<span aria-label="{exercise.grade} of 3" role="img">{"★" * exercise.grade}</span>'
