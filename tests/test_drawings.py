@@ -13,8 +13,17 @@ import numpy as np
 import pytest
 
 import minqbook.drawings
+from minqbook.drawings import (
+    arithmetic,
+    equalization,
+    folding,
+    kit,
+    networks,
+    rounding,
+    shifts,
+    training,
+)
 from minqbook.drawings import drawing as shown
-from minqbook.drawings import equalization, folding, kit, rounding
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -154,3 +163,67 @@ def test_rectified_sigmoid():
     start = soft_rounding.initial_v(torch.tensor([[rounding.WEIGHT]]), torch.tensor([1.0]), axis=0)
     share = rounding.WEIGHT - int(rounding.WEIGHT)
     assert float(start) == pytest.approx(rounding.v_of(share), abs=1e-4)
+
+
+def test_requantized_sum():
+    from minq.mac import requantize
+
+    exact = requantize(np.array([arithmetic.SUM]), arithmetic.RATIO, arithmetic.ZERO_POINT, 8)
+    assert int(exact[0]) == 120 == arithmetic.output(16) == arithmetic.output(31)
+    assert arithmetic.output(8) == 121  # beside a tie, one step too high
+    assert arithmetic.fixed_point(8) == (205, 14)
+
+
+def test_shift_of_the_outputs():
+    error, mean, errors = shifts.parts()
+    assert np.allclose(errors.mean(), error @ mean) and np.allclose(errors.mean(), 0.3)
+    assert "+0.3" in shifts.biased_error().claim
+
+
+def test_gate_is_the_straight_through_derivative():
+    torch = pytest.importorskip("torch")
+    from minq import integer_grid
+    from minq.straight_through import derivative_by_input
+
+    x = torch.linspace(-6.4, 5.4, 237)
+    grid = integer_grid(training.BITS, signed=True)
+    theirs = derivative_by_input(x, torch.tensor(1.0), torch.tensor(0.0), grid)
+    assert [training.gate(float(v)) for v in x] == theirs.tolist()
+
+
+def test_starts_against_a_sample():
+    from minq import quantize, ranges
+
+    w = np.random.default_rng(0).laplace(0, training.SPREAD, 100_000)
+    low, high = ranges.mse(w, 2, signed=True, symmetric=True)
+    assert float(high) == pytest.approx(training.least_error(), rel=0.08)
+    for scale in training.starts().values():
+        codes = quantize(w, scale, 0, 2, signed=True)
+        zero, clipped = training.shares(scale)
+        assert np.mean(codes == 0) == pytest.approx(zero, abs=0.01)
+        outside = (w < -2.5 * scale) | (w > 1.5 * scale)
+        assert outside.mean() == pytest.approx(clipped, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "resnet_basic"])
+def test_quantizers_sit_where_the_library_puts_them(name):
+    pytest.importorskip("torch")
+    import minq
+    from minq.simulate import activation_quantizers, weight_quantizers
+    from minqbook import zoo
+
+    model = zoo.load(name)
+    x = zoo.calibration_set(name, 2)
+    q = minq.insert_quantizers(
+        minq.fold_batch_norms(minq.capture(model, x)), weights=8, activations=8
+    )
+    block = "layers.0." if name == "text_encoder" else "blocks.0."
+    results = [k for k in activation_quantizers(q) if k.startswith(block)]
+    weights = [k for k in weight_quantizers(q) if k.startswith(block)]
+    panels = (
+        networks.transformer_quantizers()
+        if name == "text_encoder"
+        else networks.residual_quantizers()
+    ).panels
+    assert sum(p.dots for p in panels) == len(results), results
+    assert sum(p.squares for p in panels) == len(weights), weights
