@@ -27,6 +27,7 @@ _HOME = {
     "DebugChart": "debug_chart",
     "FloatBits": "float_bits",
     "DeadStart": "dead_start",
+    "FoldOrKeep": "fold_or_keep",
     "Descent": "descent",
     "RangePull": "range_pull",
     "MethodChoice": "method_choice",

@@ -106,7 +106,7 @@ def scale_of(weight: np.ndarray, start: str) -> float:
     """The scale of a weight tensor at a start, for the signed symmetric grid of 2 bits.
 
     >>> [round(scale_of(np.array([0.1, 0.2, -0.3, 0.9]), start), 3) for start in STARTS]
-    [0.038, 0.3, 0.9, 2.25]
+    [0.113, 0.9, 0.9, 2.25]
     """
     grid: dict[str, Any] = {"bits": BITS, "signed": True, "symmetric": True}
     weight = weight.astype(np.float64)

@@ -31,8 +31,8 @@ def digit_chain() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         which the network reads a sixteenth; digits (100,), uint8.
 
     >>> weights, pictures, digits = digit_chain()
-    >>> [w.shape for w in weights], pictures.shape, digits[:3]
-    ([(16, 64), (16, 16), (16, 16), (16, 16), (10, 16)], (100, 64), array([4, 1, 7], dtype=uint8))
+    >>> [w.shape for w in weights], pictures.shape, digits.shape
+    ([(16, 64), (16, 16), (16, 16), (16, 16), (10, 16)], (100, 64), (100,))
     """
     stored = json.loads(FILE.read_text("utf-8"))
     raw = {key: base64.b64decode(stored[key]) for key in ("weights", "pictures", "digits")}
