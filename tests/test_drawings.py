@@ -165,6 +165,14 @@ def test_rectified_sigmoid():
     assert float(start) == pytest.approx(rounding.v_of(share), abs=1e-4)
 
 
+def test_no_order_needs_less_memory():
+    from minq.deploy.c.arena import best_order, lifetimes, needed
+    from minqbook.drawings.memory import SHORT_FIRST, STEPS
+
+    best = [STEPS[k] for k in best_order(STEPS)]
+    assert needed(lifetimes(SHORT_FIRST)) == needed(lifetimes(best)) < needed(lifetimes(STEPS))
+
+
 def test_requantized_sum():
     from minq.mac import requantize
 

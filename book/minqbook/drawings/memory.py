@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minq.deploy.c.arena import Life, Placed, Step, best_order, lifetimes, needed, place
+from minq.deploy.c.arena import Life, Placed, Step, lifetimes, needed, place
 from minqbook.drawings.drawing import Drawing, drawn
 from minqbook.drawings.kit import SMALL, Panel
 
@@ -14,6 +14,8 @@ STEPS = (
     Step("c", 2, ("in",)),
     Step("out", 5, ("b", "c")),
 )
+SHORT_FIRST = [STEPS[k] for k in (0, 3, 1, 2, 4)]
+"""No order needs less; the tests compare."""
 TONES = {"in": "red", "a": "blue", "b": "green", "c": "yellow", "out": "purple"}
 COLUMN, LEFT = 46, 96
 
@@ -26,9 +28,8 @@ def alive(lives: list[Life]) -> list[int]:
 @drawn
 def liveness() -> Drawing:
     """The block in two orders: its results' lives, and in the better order their places."""
-    better = [STEPS[k] for k in best_order(STEPS)]
-    lives, placed = lifetimes(STEPS), place(lifetimes(better))
-    least, total = needed(lifetimes(better)), sum(s.bytes for s in STEPS)
+    lives, placed = lifetimes(STEPS), place(lifetimes(SHORT_FIRST))
+    least, total = needed(lifetimes(SHORT_FIRST)), sum(s.bytes for s in STEPS)
     return Drawing(
         "liveness",
         f"Memory must hold only what is alive at the same time, so the order of the steps counts:"
