@@ -24,8 +24,9 @@ LOOK = """
 .mq-panels svg { flex: 1 1 320px; display: block; height: auto; overflow: visible; font-size: 13px;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
   font-variant-numeric: tabular-nums; }
-.mq-drawing figcaption { margin: 0.7rem auto 0; max-width: 44rem; color: var(--mq-soft);
-  font-size: 0.9em; line-height: 1.45; text-align: center; text-wrap: pretty; }
+figure.mq-drawing.mq-drawing figcaption { margin: 0.7rem auto 0; max-width: 44rem; color: inherit;
+  font-family: inherit; font-size: 0.9em; font-weight: 400; line-height: 1.45; text-align: center;
+  text-wrap: pretty; }
 .mq-drawing .mq-edge { stroke: currentColor; stroke-width: 1.3; }
 .mq-drawing .mq-stroke { fill: none; stroke: currentColor; stroke-width: 1.4;
   stroke-linejoin: round; }

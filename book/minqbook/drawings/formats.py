@@ -37,9 +37,9 @@ def bit_fields() -> Drawing:
         )
         for name, e, f in FORMATS
     ]
-    p = Panel("the bits of a number", ". ".join(said) + ".", height=268, width=340)
+    p = Panel("the bits of a number", ". ".join(said) + ".", height=274, width=340)
     for i, (name, exponent, fraction) in enumerate(FORMATS):
-        y = 34 + 43 * i
+        y = 40 + 43 * i
         tones = ["red"] + ["green"] * exponent + ["blue"] * fraction
         for k, tone in enumerate(tones):
             p.box(k * BIT, y, BIT, HIGH, tone=tone, full=0.35, round_=0)
@@ -51,8 +51,8 @@ def bit_fields() -> Drawing:
         (58, "green", "exponent"),
         (148, "blue", "mantissa, or integer"),
     ):
-        p.block(x, 248, 10, 10, tone, full=0.6)
-        p.text(x + 16, 253, words, anchor="start", size=12)
+        p.block(x, 255, 10, 10, tone, full=0.6)
+        p.text(x + 16, 260, words, anchor="start", size=12)
     return Drawing(
         "bit_fields",
         "A float divides its bits between an exponent, for reach, and a mantissa, for precision; an"
