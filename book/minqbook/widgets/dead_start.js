@@ -373,18 +373,10 @@ export default {
         `${start}, ${t ? `after ${t} ${t === 1 ? "step" : "steps"}` : "before the first step"}: loss ${fmt(r.loss)}, ` +
         `${percent(r.right)} of the answers right (a guess: 10 %). ${told(r, zero, clipped, weight)}`;
       const rows = (a, b) => counts.map((_, l) => `layer ${l + 1} ${a[l]}${b[l]}`).join("; ");
-      parts.describe(
-        `Shares of the weights: ${rows(
-          r.zeros.map(v => `${percent(v)} at 0, `),
-          r.clipped.map(v => `${percent(v)} clipped`),
-        )}.`,
-      );
-      slopes.describe(
-        `Gradients: ${rows(
-          r.weightGradients.map(v => `weights ${fmt(v, 2)}, `),
-          r.scaleGradients.map(v => `scale ${fmt(Math.abs(v), 2)}`),
-        )}.`,
-      );
+      const shares = rows(r.zeros.map(v => `${percent(v)} at 0, `), r.clipped.map(v => `${percent(v)} clipped`));
+      parts.describe(`Shares of the weights: ${shares}.`);
+      const [ofWeights, ofScales] = [r.weightGradients, r.scaleGradients].map(v => v.map(g => fmt(Math.abs(g), 2)));
+      slopes.describe(`Gradients: ${rows(ofWeights.map(v => `weights ${v}, `), ofScales.map(v => `scale ${v}`))}.`);
       time.describe(
         `The loss over ${t} steps, with a line at ${fmt(Math.log(sizes[L]))}, the loss of guessing. ${text}`,
       );
