@@ -113,6 +113,8 @@ def test_a_text_too_wide_for_its_box_is_refused():
         panel.box(0, 0, 60, 20, "batch norm")
     with pytest.raises(ValueError, match="too small"):
         panel.text(0, 0, "x", size=9)
+    with pytest.raises(ValueError, match="too pale"):
+        panel.text(0, 0, "x", tone="yellow")
     with pytest.raises(ValueError, match="at most 390"):
         kit.Panel("title", "words", width=700)
     with pytest.raises(ValueError, match="needs a caption"):

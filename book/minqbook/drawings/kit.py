@@ -19,6 +19,7 @@ WIDEST = 390
 SIZE = 13  # of a label; SMALL is the least
 SMALL = 11.5
 TONES = ("ink", "soft", "line", "grid", "blue", "red", "green", "yellow", "purple")
+PALE = ("line", "grid", "yellow")  # less than 4.5 to 1 on the page
 MARK = re.compile(r"([_^])\{(.*?)\}|\*(.+?)\*")
 # Widths of letters in units of the size, in DejaVu Sans, the widest of the fonts a reader may have.
 NARROW, MIDDLE, WIDE = "iljI.,:;'|!()[]/ ft-", 'rs"cJkvxyz1', "mwMW%@→≈ΣΔ−+=<>≥≤×÷"
@@ -134,6 +135,8 @@ class Panel:
         """Lines of text, parted by newlines, around the height y; halo: keeps lines behind off."""
         if size < SMALL:
             raise ValueError(f"size {size} is too small to read on a phone: at least {SMALL}")
+        if tone in PALE:
+            raise ValueError(f"{tone!r} is too pale for letters: take another tone")
         lines = text.split("\n")
         style = f' font-size="{number(size)}"' if size != SIZE else ""
         style += ' font-weight="600"' if bold else ""

@@ -140,15 +140,15 @@ def _start(name: str, scale: float) -> Panel:
             p.area((x(low), 134), *top, (x(high), 134), tone=tone, full=0.45)
 
     under(-scale / 2, scale / 2, "red")
-    under(-9, -2.5 * scale, "yellow")
-    under(1.5 * scale, 9, "yellow")
+    under(-9, -2.5 * scale, "purple")
+    under(1.5 * scale, 9, "purple")
     p.curve(density, x, y, tone="ink")
     p.line((8, 134), (292, 134))
     for level in range(-2, 2):
         if x.low <= level * scale <= x.high:
             p.line((x(level * scale), 126), (x(level * scale), 144), tone="blue", width=2.4)
     p.text(x(-7), 52, f"zero: {zero:.0%}", anchor="start", tone="red")
-    p.text(x(-7), 72, f"clipped: {clipped:.0%}", anchor="start", tone="yellow")
+    p.text(x(-7), 72, f"clipped: {clipped:.0%}", anchor="start", tone="purple")
     p.text(150, 158, "levels −2, −1, 0, 1", tone="blue", size=SMALL)
     p.text(150, 178, fate.split(":")[0].rstrip("."), tone="soft", size=SMALL)
     return p
