@@ -154,7 +154,7 @@ export default {
         min: -2,
         max: 2,
         step: 0.1,
-        format: d => `${fmt(d, 2)} deviations`,
+        format: d => `${fmt(d, 2)} σ`,
       }),
       w.slider({
         trait: "channel",
