@@ -149,6 +149,9 @@ class FloatEmitter(Emitter):
     def bytes(self, array: Array) -> int:
         return 4 * array.size
 
+    def patch(self, call: Call) -> str:
+        return "float"
+
     def store(self, rounds: bool) -> str:
         return r"clip(\1, r, \2)" if rounds else r"\1"
 

@@ -17,8 +17,15 @@ C_TYPES = {
     torch.int32: "int32_t",
     torch.int64: "int32_t",  # token ids
 }
-SHORT = {t: c.replace("uint", "u").replace("int", "i").removesuffix("_t") for t, c in
-         C_TYPES.items()}  # fmt: skip
+
+
+def short(ctype: str) -> str:
+    """Of a type, for names of functions.
+
+    >>> short("uint8_t"), short("int16_t"), short("float")
+    ('u8', 'i16', 'f')
+    """
+    return ctype.replace("uint", "u").replace("int", "i").replace("loat", "").removesuffix("_t")
 
 
 class CArray(NamedTuple):
@@ -52,20 +59,22 @@ def _literal(value: Any) -> str:
 def weights(values: Tensor) -> tuple[str, list[int]]:
     """Rows of weights as "i4", "i8" or "i16", whichever is the first that holds them all.
 
-    Two weights of 4 bits share a byte, the first in its lower half; each row begins a byte.
+    Two weights of 4 bits share a byte, the first in its lower half: those that are half a row
+    apart, so that each half of the bytes meets inputs that lie side by side.
 
     >>> weights(torch.tensor([[1, -2, 7]]))
-    ('i4', [225, 7])
+    ('i4', [113, 14])
     """
     low, high = int(values.min()), int(values.max())
     if -8 <= low and high <= 7:
-        rows = torch.nn.functional.pad(values.long(), (0, values.shape[1] % 2)) & 15
-        return "i4", (rows[:, ::2] + 16 * rows[:, 1::2]).flatten().tolist()
+        rows = torch.nn.functional.pad(values.long(), (0, values.shape[1] % 2))
+        first, second = rows.chunk(2, 1)
+        return "i4", ((first & 15) + 16 * second).flatten().tolist()
     kind = "i8" if -128 <= low and high <= 127 else "i16"
     return kind, values.long().flatten().tolist()
 
 
-WEIGHT_TYPES = {"i4": "uint8_t", "i8": "int8_t", "i16": "int16_t", "f": "float"}
+WEIGHT_TYPES = {"i4": "int8_t", "i8": "int8_t", "i16": "int16_t", "f": "float"}
 """How weights are stored; in floats only by who compares with floats."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from minq.deploy.c import kernels
 from minq.deploy.c.arena import SCRATCH
-from minq.deploy.c.constants import C_TYPES, SHORT, WEIGHT_TYPES, CArray, Rescaling, weights
+from minq.deploy.c.constants import C_TYPES, WEIGHT_TYPES, CArray, Rescaling, short, weights
 from minq.deploy.c.steps import Call
 from minq.deploy.c.views import DEPTH, Array, in_memory
 
@@ -52,8 +53,10 @@ class Emitter:
 
     def base(self) -> str:
         """What stands before all functions."""
-        ties, up = kernels.TIES[self.rounding]
-        return kernels.BASE.replace("$ties", ties).replace("$up", up)
+        base = kernels.BASE
+        for word, text in zip(("$how", "$odd", "$upper"), kernels.TIES[self.rounding], strict=True):
+            base = base.replace(word, text)
+        return base
 
     # --- types and names --------------------------------------------------------------------------
 
@@ -62,7 +65,7 @@ class Emitter:
 
     def short(self, array: Array) -> str:
         """Of the type, for names of functions."""
-        return SHORT[array.dtype]
+        return short(C_TYPES[array.dtype])
 
     def bytes(self, array: Array) -> int:
         return array.bytes
@@ -96,7 +99,7 @@ class Emitter:
         fields = [
             ("multiplier", "int32_t", r.multipliers[0]),
             ("shift", "uint8_t", r.shift),
-            ("offset", "int64_t", r.offset),
+            *([("offset", "int64_t", r.offset)] if any(r.offset) else []),
             ("low", "int32_t", r.low),
             ("high", "int32_t", r.high),
         ]
@@ -148,13 +151,15 @@ class Emitter:
             types.append(("y", call.writes))
         given = {k: self.ctype(a) for k, a in types}
         if w:
-            given |= {"w": WEIGHT_TYPES[w], "W": w}
+            given |= {"w": WEIGHT_TYPES[w], "W": w, "p": self.patch(call)}
         given |= self.given()
-        shorts = [self.short(a) for _, a in types]
-        suffix = "_".join([*shorts[:-1], *([w] if w else []), shorts[-1]]) + "_sum" * (not stored)
+        shorts, end = [self.short(a) for _, a in types], "_sum" * (not stored)
+        given["store"] = f"store_{shorts[-1]}{end}"
+        given["filters"] = f"filters_{short(given['p'])}_{w}_{shorts[-1]}{end}" if w else ""
+        suffix = "_".join([*shorts[:-1], *([w] if w else []), shorts[-1]]) + end
         name = f"{kind}_{suffix}"
         if name not in self.functions:
-            self._before(kind, given)
+            self._before(kind, given, stored)
             self.functions[name] = kernels.code(kind, given, suffix, self.store(stored))
         return name
 
@@ -162,7 +167,16 @@ class Emitter:
         """Types beside those of inputs, outputs and weights."""
         return {}
 
-    def _before(self, kind: str, types: dict[str, str]) -> None:
+    def patch(self, call: Call) -> str:
+        """The type of the numbers that a layer gathers before it multiplies."""
+        narrow = call.reads[0].dtype.itemsize <= 2
+        return "int16_t" if narrow else self.ctype(call.reads[0])
+
+    def scratch(self, call: Call) -> int:
+        """Bytes of a call's patch."""
+        return call.scratch * (2 if self.patch(call) == "int16_t" else 4)
+
+    def _before(self, kind: str, types: dict[str, str], stored: bool) -> None:
         """What a function itself calls."""
         w = types.get("W", "")
         text = kernels.FUNCTIONS[kind]
@@ -174,11 +188,16 @@ class Emitter:
             self.functions.setdefault("divide", kernels.DIVIDE)
         if kind == "layer_norm":
             self.functions.setdefault("integer_sqrt", kernels.SQRT)
-        if "weight_W" in text or (w == "i4" and "dot_X_W" in text):
-            self.functions.setdefault(f"weight_{w}", kernels.WEIGHT[w])
-        if "dot_X_W" in text:
+        if w == "i4":
+            self.functions.setdefault("weight_i4", kernels.WEIGHT_I4)
+        if "filters_S" in text:
             dot = kernels.fill(kernels.DOT_I4 if w == "i4" else kernels.DOT, types)
-            self.functions.setdefault(dot[dot.index("dot_") : dot.index("(const")], dot)
+            self.functions.setdefault(re.search(r"dot_\w+", dot)[0], dot)
+        for part, called in (("store", ("store", "filters")), ("filters", ("filters",))):
+            if any(f"{c}_S" in text for c in called):
+                end = types[part].partition("_")[2]
+                code = kernels.code(part, types, end, self.store(stored))
+                self.functions.setdefault(types[part], code)
 
     def _line(self, function: str, *arguments: Any) -> list[str]:
         text, lines = f"    {function}(", []
@@ -208,16 +227,18 @@ class Emitter:
 
     def _linear(self, call: Call) -> list[str]:
         n = call.numbers
-        return self._layer(call, end=(n["rows"], n["inputs"], n["outputs"]))
+        return self._layer(call, self._patch(call), end=(n["rows"], n["inputs"], n["outputs"]))
 
     def _conv2d(self, call: Call) -> list[str]:
+        return self._layer(call, self._patch(call), end=(self._window(call),))
+
+    def _patch(self, call: Call) -> str:
+        """Where it lies in the arena."""
         at = self.places[call.writes.name + SCRATCH]
-        ctype = self.ctype(call.reads[0])
-        patch = f"({ctype} *)(arena.bytes + {at})"
-        return self._layer(call, patch, end=(self._window(call),))
+        return f"({self.patch(call)} *)(arena.bytes + {at})"
 
     def _depthwise(self, call: Call) -> list[str]:
-        return self._layer(call, end=(self._window(call),))
+        return self._layer(call, self._patch(call), end=(self._window(call),))
 
     def _window(self, call: Call) -> str:
         n = call.numbers

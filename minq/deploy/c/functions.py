@@ -4,36 +4,62 @@ Each writes its results one after another; STORE is what becomes of a sum in a c
 """
 
 FUNCTIONS = {
+    "store": """\
+/* Sums of n channels from "first" on become results. */
+static void store_S(const $a *sum, $y *restrict y, int32_t n, int32_t first, const rescaling *r)
+{
+    for (int32_t k = 0; k < n; k++)
+        y[k] = STORE(sum[k], first + k);
+}
+""",
+    "filters": """\
+/* Rows of w, from "first" to "end" - 1, times a patch, four at a time: each number of the patch is
+   loaded once for four products */
+static void filters_S(const $p *patch, $y *restrict y, const $w *w, const $a *bias,
+                      int32_t inputs, int32_t first, int32_t end, const rescaling *r)
+{
+    for (int32_t o = first; o < end; o += 4) {
+        const int32_t left = end - o, n = left < 4 ? left : 4;
+        $a sum[4];
+        if (n == 4)
+            four_X_W(patch, w + o * $row, $row, inputs, bias + o, sum);
+        else
+            for (int32_t k = 0; k < n; k++)
+                sum[k] = dot_X_W(patch, w + (o + k) * $row, inputs, bias[o + k]);
+        store_S(sum, y + (o - first), n, o, r);
+    }
+}
+""",
     "linear": """\
 /* y = W x + b for each row, also for each pixel: a convolution with a kernel of 1 x 1 */
-static void linear_S(const $x *x, $y *y, const $w *w, const $a *bias,
+static void linear_S(const $x *x, $y *restrict y, $p *restrict patch, const $w *w, const $a *bias,
                      int32_t rows, int32_t inputs, int32_t outputs, const rescaling *r)
 {
-    for (int32_t i = 0; i < rows; i++)
-        for (int32_t o = 0; o < outputs; o++) {
-            const $a sum = dot_X_W(x + i * inputs, w + o * $row, inputs, bias[o]);
-            y[i * outputs + o] = STORE(sum, o);
-        }
+    for (int32_t i = 0; i < rows; i++, x += inputs, y += outputs) {
+        for (int32_t k = 0; k < inputs; k++)
+            patch[k] = x[k];
+        filters_S(patch, y, w, bias, inputs, 0, outputs, r);
+    }
 }
 """,
     "conv2d": """\
 /* A convolution: each window is gathered into a patch, whose product with each filter is a sum. */
-static void conv2d_S(const $x *x, $y *y, $x *patch, const $w *w, const $a *bias,
+static void conv2d_S(const $x *x, $y *restrict y, $p *restrict patch, const $w *w, const $a *bias,
                      const window *s, const rescaling *r)
 {
     const int32_t depth = s->channels / s->groups, filters = s->out_channels / s->groups;
     const int32_t inputs = s->kernel_height * s->kernel_width * depth;
     for (int32_t oy = 0; oy < s->out_height; oy++)
         for (int32_t ox = 0; ox < s->out_width; ox++)
-            for (int32_t g = 0; g < s->groups; g++) {
-                $x *p = patch;
+            for (int32_t g = 0; g < s->groups; g++, y += filters) {
+                $p *p = patch;
                 for (int32_t ky = 0; ky < s->kernel_height; ky++) {
                     const int32_t iy = oy * s->stride_y - s->top + ky * s->dilation_y;
                     for (int32_t kx = 0; kx < s->kernel_width; kx++) {
                         const int32_t ix = ox * s->stride_x - s->left + kx * s->dilation_x;
                         if (iy < 0 || iy >= s->height || ix < 0 || ix >= s->width) {
                             for (int32_t c = 0; c < depth; c++)
-                                *p++ = ($x)s->zero;
+                                *p++ = ($p)s->zero;
                             continue;
                         }
                         const $x *pixel = x + (iy * s->width + ix) * s->channels + g * depth;
@@ -41,45 +67,47 @@ static void conv2d_S(const $x *x, $y *y, $x *patch, const $w *w, const $a *bias,
                             *p++ = pixel[c];
                     }
                 }
-                for (int32_t o = g * filters; o < (g + 1) * filters; o++) {
-                    const $a sum = dot_X_W(patch, w + o * $row, inputs, bias[o]);
-                    *y++ = STORE(sum, o);
-                }
+                filters_S(patch, y, w, bias, inputs, g * filters, (g + 1) * filters, r);
             }
 }
 """,
     "depthwise": """\
-/* A convolution of each channel with a filter of its own, some channels at a time */
-static void depthwise_S(const $x *x, $y *y, const $w *w, const $a *bias,
+/* A convolution of each channel with a filter of its own, LANES channels at a time; the taps of
+   these filters are gathered once, a row of LANES numbers for each place of the window. */
+static void depthwise_S(const $x *x, $y *restrict y, $p *restrict taps, const $w *w, const $a *bias,
                         const window *s, const rescaling *r)
 {
     enum { LANES = 16 };
-    const int32_t inputs = s->channels;
-    for (int32_t oy = 0; oy < s->out_height; oy++)
-        for (int32_t ox = 0; ox < s->out_width; ox++)
-            for (int32_t first = 0; first < s->channels; first += LANES) {
+    const int32_t inputs = s->channels, places = s->kernel_height * s->kernel_width;
+    for (int32_t first = 0; first < inputs; first += LANES) {
+        const int32_t left = inputs - first, n = left < LANES ? left : LANES;
+        for (int32_t t = 0; t < places; t++)
+            for (int32_t c = 0; c < n; c++)
+                taps[t * LANES + c] = WEIGHT(w + t * $row, first + c);
+        $y *out = y + first;
+        for (int32_t oy = 0; oy < s->out_height; oy++)
+            for (int32_t ox = 0; ox < s->out_width; ox++, out += inputs) {
                 $a sum[LANES];
-                const int32_t left = s->channels - first, n = left < LANES ? left : LANES;
+                const $p *tap = taps;
                 for (int32_t c = 0; c < n; c++)
                     sum[c] = bias[first + c];
                 for (int32_t ky = 0; ky < s->kernel_height; ky++) {
                     const int32_t iy = oy * s->stride_y - s->top + ky * s->dilation_y;
-                    for (int32_t kx = 0; kx < s->kernel_width; kx++) {
+                    for (int32_t kx = 0; kx < s->kernel_width; kx++, tap += LANES) {
                         const int32_t ix = ox * s->stride_x - s->left + kx * s->dilation_x;
-                        const $w *taps = w + (ky * s->kernel_width + kx) * $row;
                         if (iy < 0 || iy >= s->height || ix < 0 || ix >= s->width) {
                             for (int32_t c = 0; c < n; c++)
-                                sum[c] += ($a)s->zero * weight_W(taps, first + c);
+                                sum[c] += ($a)s->zero * tap[c];
                             continue;
                         }
-                        const $x *pixel = x + (iy * s->width + ix) * s->channels + first;
+                        const $x *pixel = x + (iy * s->width + ix) * inputs + first;
                         for (int32_t c = 0; c < n; c++)
-                            sum[c] += pixel[c] * weight_W(taps, first + c);
+                            sum[c] += pixel[c] * tap[c];
                     }
                 }
-                for (int32_t c = 0; c < n; c++)
-                    *y++ = STORE(sum[c], first + c);
+                store_S(sum, out, n, first, r);
             }
+    }
 }
 """,
     "matmul": """\

@@ -1,6 +1,8 @@
 """The C functions, one for each kind of operator: templates that types are filled into.
 
 $x, $y: the types of input and output, uint8_t and its like; X, Y: the same in a function's name.
+$p: the type of a patch, what a layer reads at once. It is wider than bytes: vector units multiply
+16 bits and add up pairs of products in one instruction, and have none for uint8_t times int8_t.
 $w, $W: the type that weights are stored in, and i8, i4 or i16.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import re
 
+from minq.deploy.c.constants import short
 from minq.deploy.c.functions import FUNCTIONS
 
 BASE = """\
@@ -15,7 +18,7 @@ BASE = """\
 typedef struct {
     const int32_t *multiplier, *multiplier2; /* the second one of a sum of two tensors */
     const uint8_t *shift;
-    const int64_t *offset;
+    const int64_t *offset; /* may be absent */
     const int32_t *low, *high; /* the ends of the grid, and of a ReLU */
     int32_t zero;              /* zero-point of the results */
     uint8_t each, each_offset, each_bound;
@@ -24,70 +27,115 @@ typedef struct {
 /* Shifts of negative numbers must keep the sign, as they do in every compiler known to us. */
 typedef char shifts_keep_the_sign[(-5 >> 1) == -3 ? 1 : -1];
 
-/* value / 2^shift, rounded to nearest, ties $ties */
-static int64_t rounded_shift(int64_t value, uint8_t shift)
+/* value / 2^shift, rounded to nearest, ties $how; +-2^30 where that is beyond, as no grid is */
+static int32_t rounded_shift(int64_t value, int32_t shift)
 {
-    if (shift == 0)
-        return value;
-    const int64_t one = 1, half = one << (shift - 1);
-    const int64_t below = value >> shift, rest = value & (2 * (half - 1) + 1);
-    return below + ($up);
+    const int32_t most = (int32_t)1 << 30;
+    if (shift > 0) {
+        const int64_t half = (int64_t)1 << (shift - 1), odd = $odd;
+        value = (value + half - 1 + odd) >> shift;
+    }
+    return (int32_t)(value < -most ? -most : value > most ? most : value);
+}
+
+/* The same where the shift is above 32, as nearly always: the upper 32 bits decide. */
+static inline int32_t rounded_upper(int64_t value, int32_t shift)
+{
+    const int32_t half = (int32_t)1 << (shift - 33), odd = $upper;
+    return ((int32_t)((value - 1 + odd) >> 32) + half) >> (shift - 32);
 }
 
 /* An accumulator times its multiplier becomes an integer of the next grid. */
-static int32_t requantize(int64_t product, const rescaling *r, int32_t channel)
+static inline int32_t requantize(int64_t product, const rescaling *r, int32_t channel)
 {
-    const int32_t c = r->each ? channel : 0, b = r->each_bound ? channel : 0;
-    const int64_t total = product + r->offset[r->each_offset ? channel : 0];
-    const int64_t y = rounded_shift(total, r->shift[c]) + r->zero;
-    return (int32_t)(y < r->low[b] ? r->low[b] : y > r->high[b] ? r->high[b] : y);
+    const int32_t k = r->shift[r->each ? channel : 0], b = r->each_bound ? channel : 0;
+    if (r->offset)
+        product += r->offset[r->each_offset ? channel : 0];
+    const int32_t y = (k > 32 ? rounded_upper(product, k) : rounded_shift(product, k)) + r->zero;
+    return y < r->low[b] ? r->low[b] : y > r->high[b] ? r->high[b] : y;
 }
 """
 
 TIES = {
-    "half_even": ("to even", "rest > half || (rest == half && (below & 1))"),
-    "half_up": ("up", "rest >= half"),
+    "half_even": ("to even", "(value >> shift) & 1", "(int32_t)(value >> 32) >> (shift - 32) & 1"),
+    "half_up": ("up", "1", "1"),
+}
+"""Of a rounding: its name; "odd", 1 where a tie goes up, of a number and of its upper half."""
+
+WEIGHT_I4 = """\
+/* A byte of a row of 4-bit weights has two, half a row apart: the first in its lower four bits. */
+static inline int32_t lower(int8_t pair)
+{
+    return ((pair & 15) ^ 8) - 8; /* with its sign */
 }
 
-WEIGHT = {
-    "i4": """\
-/* Number i of a row of 4-bit weights, two to a byte, the first in the lower half */
-static int32_t weight_i4(const uint8_t *row, int32_t i)
+static inline int32_t upper(int8_t pair)
 {
-    return (((row[i / 2] >> (4 * (i & 1))) & 15) ^ 8) - 8;
+    return pair >> 4;
 }
-""",
-    "i8": """\
-static int32_t weight_i8(const int8_t *row, int32_t i)
+
+/* Weight i of a row of n */
+static int32_t weight_i4(const int8_t *row, int32_t i, int32_t n)
 {
-    return row[i];
+    const int32_t half = (n + 1) / 2;
+    return i < half ? lower(row[i]) : upper(row[i - half]);
 }
-""",
-}
-WEIGHT["i16"] = WEIGHT["i8"].replace("i8", "i16").replace("int8", "int16")
-WEIGHT["f"] = (
-    WEIGHT["i8"].replace("i8", "f").replace("int8_t", "float").replace("int32_t w", "float w")
-)
+"""
 
 DOT = """\
 /* sum + x . w, the inner loop of every layer */
-static $a dot_X_W(const $x *x, const $w *w, int32_t n, $a sum)
+static $a dot_X_W(const $p *x, const $w *w, int32_t n, $a sum)
 {
     for (int32_t i = 0; i < n; i++)
         sum += x[i] * w[i];
     return sum;
 }
+
+/* The same for four rows of weights */
+static void four_X_W(const $p *x, const $w *w, int32_t row, int32_t n, const $a *bias, $a *sum)
+{
+    const $w *w1 = w + row, *w2 = w1 + row, *w3 = w2 + row;
+    $a a = bias[0], b = bias[1], c = bias[2], d = bias[3];
+    for (int32_t i = 0; i < n; i++) {
+        a += x[i] * w[i];
+        b += x[i] * w1[i];
+        c += x[i] * w2[i];
+        d += x[i] * w3[i];
+    }
+    sum[0] = a, sum[1] = b, sum[2] = c, sum[3] = d;
+}
 """
 
 DOT_I4 = """\
-/* sum + x . w, the inner loop of every layer; a byte holds two weights */
-static int32_t dot_X_i4(const $x *x, const uint8_t *w, int32_t n, int32_t sum)
+/* sum + x . w, the inner loop of every layer; a byte of w holds two weights */
+static int32_t dot_X_i4(const $p *x, const int8_t *w, int32_t n, int32_t sum)
 {
-    for (int32_t i = 0; i < n / 2; i++)
-        sum += x[2 * i] * (((w[i] & 15) ^ 8) - 8) + x[2 * i + 1] * (((w[i] >> 4) ^ 8) - 8);
-    if (n & 1)
-        sum += x[n - 1] * weight_i4(w, n - 1);
+    for (int32_t i = 0; i < n; i++)
+        sum += x[i] * weight_i4(w, i, n);
     return sum;
+}
+
+/* The same for four rows of weights */
+static void four_X_i4(const $p *x, const int8_t *w, int32_t row, int32_t n, const int32_t *bias,
+                      int32_t *sum)
+{
+    const int32_t half = (n + 1) / 2;
+    const int8_t *w1 = w + row, *w2 = w1 + row, *w3 = w2 + row;
+    int32_t a = bias[0], b = bias[1], c = bias[2], d = bias[3];
+    for (int32_t i = 0; i < half; i++) {
+        a += x[i] * lower(w[i]);
+        b += x[i] * lower(w1[i]);
+        c += x[i] * lower(w2[i]);
+        d += x[i] * lower(w3[i]);
+    }
+    x += half;
+    for (int32_t i = 0; i < n - half; i++) {
+        a += x[i] * upper(w[i]);
+        b += x[i] * upper(w1[i]);
+        c += x[i] * upper(w2[i]);
+        d += x[i] * upper(w3[i]);
+    }
+    sum[0] = a, sum[1] = b, sum[2] = c, sum[3] = d;
 }
 """
 
@@ -148,16 +196,18 @@ def code(kind: str, types: dict[str, str], suffix: str, store: str) -> str:
     """
     text = re.sub(r"STORE\(([^,]+), ([^)]+)\)", store, FUNCTIONS[kind])
     if store == STORES[False]:
-        text = re.sub(r",\s+const rescaling \*r\)", ")", text)
+        text = re.sub(r",\s+const rescaling \*r\)", ")", text).replace(", r);", ");")
+    for part in ("store", "filters"):
+        text = text.replace(f"{part}_S(", f"{types.get(part)}(")
     return fill(text.replace(f"{kind}_S(", f"{kind}_{suffix}("), types)
 
 
 def fill(text: str, types: dict[str, str]) -> str:
     """$x and its like by C types; X and W in names by their short forms."""
-    x, w = (re.sub("int|_t|loat", "", types.get(k, "")) for k in ("x", "W"))
-    x = x if x[:1] in ("u", "f", "") else f"i{x}"
-    text = text.replace("dot_X_", f"dot_{x}_").replace("weight_W", f"weight_{types.get('W', '')}")
-    text = text.replace("_W(", f"_{types.get('W', '')}(")
+    w, patch = types.get("W", ""), short(types.get("p", ""))
+    text = re.sub(r"\b(dot|four)_X", rf"\1_{patch}", text).replace("_W(", f"_{w}(")
+    one = r"weight_i4(\1, \2, inputs)" if w == "i4" else r"(\1)[\2]"
+    text = re.sub(r"WEIGHT\((.*?), (.*?)\)", one, text)
     text = text.replace("$row", ROW.get(types.get("W", ""), ""))
     types = {"least": "INT32_MIN", "a": "int32_t"} | types
     for key in sorted(types, key=len, reverse=True):

@@ -28,4 +28,4 @@ class Call:
     module: nn.Module | None = None  # the layer
     rounding: kernels.Requantize | None = None  # what is behind a layer
     rescaling: Rescaling | None = None
-    scratch: int = 0  # bytes beside the result
+    scratch: int = 0  # numbers beside the result: of a patch

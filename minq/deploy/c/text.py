@@ -84,8 +84,15 @@ def _header(name: str, low: Lowering, emitter: Emitter, size: int) -> str:
     for array, real in low.outputs:
         lines += ["", f"/* Output {array.name}: {shape_of(array)}, scale (y - zero point) */"]
         lines += _numbers(big, array, real.scales[0], real.zeros[0])
-    lines += ["", f"{_signature(name, low, emitter)};", "", "#endif", ""]
+    lines += ["", _USE.replace("NAME", big), f"{_signature(name, low, emitter)};", "", "#endif", ""]
     return "\n".join(lines)
+
+
+_USE = """\
+/* From inputs to outputs, which must not overlap. Nothing is allocated; the stack holds some
+   hundred bytes. All calls share one static arena of NAME_ARENA_BYTES bytes, so no call may
+   interrupt another. Weights are static const: they stay in flash. Arrays need no other
+   alignment than their type has, and the code runs in either byte order. */"""
 
 
 def _numbers(big: str, array: Array, scale, zero: int) -> list[str]:

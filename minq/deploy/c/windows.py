@@ -16,6 +16,9 @@ from minq.deploy.c.views import Array, places, whole
 if TYPE_CHECKING:
     from minq.deploy.c.lower import Lowering
 
+LANES = 16
+"""Channels that a depthwise convolution computes at a time."""
+
 
 def layer(c: Lowering, node: fx.Node, module: kernels.Layer) -> None:
     """A convolution of pictures or rows, or a linear layer."""
@@ -26,8 +29,9 @@ def layer(c: Lowering, node: fx.Node, module: kernels.Layer) -> None:
         x = c.views[source]
         reads, rows = c.array(x, False), x.index.numel() // w.shape[1]
         y, unit = c.result(node, False)
-        numbers = {"rows": rows, "inputs": w.shape[1], "outputs": w.shape[0]}
-        return c.add(Call("linear", node.name, [reads], y, numbers, module, unit))
+        inputs = w.shape[1]
+        numbers = {"rows": rows, "inputs": inputs, "outputs": w.shape[0]}
+        return c.add(Call("linear", node.name, [reads], y, numbers, module, unit, scratch=inputs))
     if module.function is not F.conv2d:
         c.refuse(node, f"there is no C function for {module.function.__name__}, only for conv2d")
     pads = [*module.pads, 0, 0, 0, 0][:4]
@@ -40,12 +44,13 @@ def layer(c: Lowering, node: fx.Node, module: kernels.Layer) -> None:
     groups = module.settings["groups"]
     if (kh, kw, groups) == (1, 1, 1) and tuple(stride) == (1, 1) and not any(pads):
         numbers = {"rows": out[0] * out[1], "inputs": depth, "outputs": out_c}
-        return c.add(Call("linear", node.name, [reads], y, numbers, module, unit))
+        return c.add(Call("linear", node.name, [reads], y, numbers, module, unit, scratch=depth))
     numbers = {"size": size, "out": out, "kernel": (kh, kw), "stride": stride, "groups": groups}
     numbers |= {"dilation": dilation, "pad": (pads[2], pads[0]), "zero": module.zero}
     if groups == size[2] == out_c:
-        return c.add(Call("depthwise", node.name, [reads], y, numbers, module, unit))
-    patch = kh * kw * depth * reads.dtype.itemsize
+        taps = kh * kw * LANES
+        return c.add(Call("depthwise", node.name, [reads], y, numbers, module, unit, scratch=taps))
+    patch = kh * kw * depth
     return c.add(Call("conv2d", node.name, [reads], y, numbers, module, unit, scratch=patch))
 
 

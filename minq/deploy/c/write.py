@@ -117,7 +117,7 @@ def to_c(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     files = to_c(net, folder, name="tiny")
     ...     print(files, "void tiny(" in files.header.read_text())
-    CNetwork(tiny.c: 1 steps, 37 bytes of constants, an arena of 0 bytes) True
+    CNetwork(tiny.c: 1 steps, 29 bytes of constants, an arena of 8 bytes) True
     """
     if not isinstance(net, IntegerNetwork):
         raise TypeError(
@@ -144,7 +144,7 @@ def write(folder: Path, name: str, low: Lowering, order: str, emitter: Emitter) 
             c.writes.name,
             emitter.bytes(c.writes) if c.writes.where == "arena" else 0,
             tuple(a.name for a in c.reads if a.where in ("arena", "output")),
-            c.scratch * emitter.bytes(c.reads[0]) // c.reads[0].bytes if c.scratch else 0,
+            emitter.scratch(c) if c.scratch else 0,
         )
         for c in low.calls
     ]
