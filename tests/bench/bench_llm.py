@@ -28,7 +28,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -81,8 +81,11 @@ def minq_ptq(
 ) -> Made:
     """GPTQ or rounding to nearest, behind AWQ's scaling where this is asked for."""
     how, bits = scheme(task, zero_point)
+    if awq:  # which looks for the ranges by itself
+        how = replace(how, weight_range="min_max")
     q = minq.ptq(
-        task.model, task.rows.split(4), scheme=how, rounding=rounding,
+        task.model, task.rows.split(4), scheme=how,
+        rounding="gptq" if rounding == "gptq" else minq.ptq.Nearest(correct_bias=False),
         equalize=minq.ptq.AWQ(clip=True) if awq else False, progress=False,
     )  # fmt: skip
     for quantizer in minq.simulate.weight_quantizers(q).values():
@@ -209,7 +212,10 @@ def llama_cpp_speed(count: int) -> float:
 
     given = xllamacpp.CommonParams()
     given.model.path = str(zoo.smollm2_file())
-    given.n_ctx, given.cpuparams.n_threads, given.warmup = 512, 1, True
+    for part, name, value in (
+        (given, "n_ctx", 512), (given, "warmup", True), (given.cpuparams, "n_threads", 1)
+    ):  # fmt: skip
+        setattr(part, name, value)
     server = xllamacpp.Server(given)
     answer = server.handle_completions({"prompt": "Once upon", "max_tokens": count})
     return answer["timings"]["predicted_per_second"]
