@@ -18,10 +18,10 @@ import minq
 from minq.qat import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
-CHAPTERS = sorted((ROOT / "book").glob("ch*.ipynb"))
+PAGES = tool.pages()
 WRONG = Path(__file__).parent / "wrong_answers"
 
-NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in CHAPTERS}
+NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in PAGES}
 EXERCISES = {name: tool.exercises(notebook) for name, notebook in NOTEBOOKS.items()}
 CODE = {e.label: e for found in EXERCISES.values() for e in found if e.answer}
 
@@ -31,6 +31,8 @@ ON_TORCH = {
     "ex-ch10-5": "calls minq.ptq",
     "ex-ch11-6": "switches the quantizers of a network",
     "ex-ch15-5": "trains a network",
+    "ex-lab6-1": "is about autograd",
+    "ex-lab6-2": "is about autograd",
 }
 
 
@@ -64,17 +66,28 @@ def run(*cells: str) -> None:
         exec(compile(cell, f"cell {number}", "exec"), names)
 
 
-@pytest.mark.parametrize("chapter", EXERCISES)
+@pytest.mark.parametrize("page", EXERCISES)
+def test_labels_count_from_one(page):
+    found = [e.label for e in EXERCISES[page]]
+    assert found == [f"ex-{page.partition('_')[0]}-{k + 1}" for k in range(len(found))]
+    assert all(bool(e.answer) == bool(e.check) for e in EXERCISES[page]), "no check"
+
+
+@pytest.mark.parametrize("chapter", [page for page in EXERCISES if page.startswith("ch")])
 def test_from_easy_to_open(chapter):
     found = EXERCISES[chapter]
     assert 3 <= len(found) <= 12
-    number = chapter[2:4]
-    assert [e.label for e in found] == [f"ex-ch{number}-{k + 1}" for k in range(len(found))]
     grades = [e.grade for e in found]
     assert grades == sorted(grades) and grades[0] == 1 and grades[-1] == 3, grades
     assert {e.kind for e in found} == set(tool.KINDS)
     assert any(e.answer for e in found), "no exercise in code"
-    assert all(bool(e.answer) == bool(e.check) for e in found), "a solution without a check"
+
+
+@pytest.mark.parametrize("step", [page for page in EXERCISES if page.startswith("lab")])
+def test_a_step_of_the_lab_is_checked_throughout(step):
+    found = EXERCISES[step]
+    assert 2 <= len(found) <= 3 and all(e.answer for e in found)
+    assert [e.grade for e in found] == sorted(e.grade for e in found)
 
 
 @pytest.mark.parametrize("chapter", EXERCISES)

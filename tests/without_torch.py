@@ -11,7 +11,7 @@ import io
 import json
 import sys
 
-ABSENT = ("torch", "torchvision", "minqbook", "scipy", "sklearn", "matplotlib")
+ABSENT = ("torch", "torchvision", "scipy", "sklearn", "matplotlib")
 
 
 class NotInThePage:

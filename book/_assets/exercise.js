@@ -83,7 +83,8 @@ window.minqExercises = (() => {
   class Exercise {
     constructor(task, { label, stub, html, check }) {
       Object.assign(this, { label, stub, check, editor: null });
-      const title = task.querySelector(".caption-number")?.textContent.trim() || label;
+      const caption = task.querySelector(".caption-number") ?? task.querySelector("p strong"); // "Task 1.2."
+      const title = caption?.textContent.trim().replace(/\.$/, "") || label;
       this.title = title;
       this.later = following(task);
       this.code = h("div", { className: "mq-ex-code mq-live-editor" });

@@ -22,7 +22,7 @@ BOOK = Path(__file__).resolve().parents[1]
 TABLE = 'id="mq-progress"'
 sys.path.insert(0, str(BOOK / "_tools"))
 
-from exercises import Exercise, exercises, stub  # noqa: E402
+from exercises import Exercise, exercises, number, pages, stub  # noqa: E402
 
 
 def in_code(path: Path) -> list[Exercise]:
@@ -61,7 +61,7 @@ class ExerciseTable(SphinxDirective):
 
     def run(self):
         rows = []
-        for path in sorted(BOOK.glob("ch*.ipynb")):
+        for path in pages():
             self.env.note_dependency(str(path))
             if found := in_code(path):
                 rows.append(chapter(path, found))
@@ -74,11 +74,12 @@ class ExerciseTable(SphinxDirective):
 
 
 def chapter(path: Path, found: list[Exercise]) -> str:
-    """A chapter's rows."""
-    number, title = int(path.stem[2:4]), nbformat.read(path, as_version=4).cells[0].source
+    """A chapter's rows, or those of a step of the lab, or of a page of problems."""
+    title = nbformat.read(path, as_version=4).cells[0].source
     name = html.escape(title.splitlines()[0].removeprefix("# "))
-    head = f'<a href="{path.stem}.html">{number}. {name}</a>'
-    rows = "".join(row(path, number, exercise) for exercise in found)
+    count = f"{int(path.stem[2:4])}. " if path.stem.startswith("ch") else ""
+    head = f'<a href="{path.stem}.html">{count}{name}</a>'
+    rows = "".join(row(path, exercise) for exercise in found)
     return f'<tbody><tr><th scope="rowgroup" colspan="3">{head}</th></tr>{rows}</tbody>'
 
 
@@ -95,10 +96,10 @@ def asked(source: str) -> str:
     return functions[0] if functions else ", ".join(given)
 
 
-def row(path: Path, number: int, exercise: Exercise) -> str:
+def row(path: Path, exercise: Exercise) -> str:
     name = asked(exercise.answer.source)
     link = f"{path.stem}.html#{exercise.label}"
-    told = f"{number}.{exercise.label.rpartition('-')[2]} <code>{name}</code>"
+    told = f"{number(exercise.label)} <code>{name}</code>"
     stars = f'<span aria-label="{exercise.grade} of 3" role="img">{"★" * exercise.grade}</span>'
     torch, state = ("", "–") if exercise.in_page else (" data-torch", "with PyTorch")
     return (

@@ -18,12 +18,18 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import nbformat
+import yaml
 
+BOOK = Path(__file__).resolve().parents[1]
+PAGE = re.compile(r"(ch|lab|part)\d+_")
+ROMAN = ("0", "I", "II", "III", "IV")
 KINDS = ("Reader", "Engineer", "Proof")
 EXERCISE = re.compile(
-    r"^(?P<fence>`{3,})\{exercise\}.*\n:label: (?P<label>\S+)\n(?P<text>[\s\S]*?)^(?P=fence)\s*$",
+    r"^(?P<fence>`{3,})\{exercise\}.*\n:label: (?P<label>\S+)\n(?::nonumber:\n)?"
+    r"(?P<text>[\s\S]*?)^(?P=fence)\s*$",
     re.MULTILINE,
 )
 SOLUTION = re.compile(
@@ -34,8 +40,9 @@ HEAD = re.compile(rf"\*({'|'.join(KINDS)}) (★{{1,3}})\.\*")
 NO_ANSWER = """\
 # Your code here, in place of the next line.
 raise NotImplementedError("this exercise has no answer yet")"""
-IN_PAGE = {*sys.stdlib_module_names, "numpy", "minq"}
+IN_PAGE = {*sys.stdlib_module_names, "numpy", "minq", "minqbook.lab"}
 """What a page's Python has; of minq what needs no PyTorch, which the tests make sure of."""
+REFERENCE_MARKS = re.compile(r"^ *### (BEGIN|END) SOLUTION(\n|$)", re.MULTILINE)
 MARKED = re.compile(r"^( *)### BEGIN SOLUTION\n[\s\S]*?^ *### END SOLUTION$", re.MULTILINE)
 
 
@@ -76,14 +83,36 @@ def imported(source: str) -> set[str]:
 
     >>> sorted(imported("import numpy as np\\nfrom minq.mac import MacArray"))
     ['minq', 'numpy']
+    >>> imported("from minqbook import lab") == imported("from minqbook.lab.mine import quantize")
+    True
     """
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {name.name.split(".")[0] for name in node.names}
+            found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").split(".")[0])
-    return found
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+    of_lab = {name for name in found if f"{name}.".startswith("minqbook.lab.")}
+    return {name.split(".")[0] for name in found - of_lab} | ({"minqbook.lab"} if of_lab else set())
+
+
+def pages(book: Path = BOOK) -> list[Path]:
+    """The notebooks that ask: chapters, steps of the lab, problems; in reading order."""
+    toc = yaml.safe_load((book / "_toc.yml").read_text("utf-8"))
+    names = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    return [book / f"{name}.ipynb" for name in names if PAGE.match(name)]
+
+
+def number(label: str) -> str:
+    """What the book calls an exercise.
+
+    >>> number("ex-ch03-2"), number("ex-lab1-2"), number("ex-part2-4")
+    ('3.2', 'Lab 1.2', 'II.4')
+    """
+    _, page, k = label.split("-")
+    if page.startswith("part"):
+        return f"{ROMAN[int(page[4:])]}.{k}"
+    return f"{int(page[2:])}.{k}" if page.startswith("ch") else f"Lab {page[3:]}.{k}"
 
 
 def has_tag(cell: nbformat.NotebookNode, tag: str) -> bool:

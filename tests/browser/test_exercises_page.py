@@ -36,7 +36,7 @@ NO_STORAGE = """for (const name of ['getItem', 'setItem']) {
 @pytest.fixture(scope="module")
 def lists(book):
     """label -> what the page's script knows of it."""
-    texts = (path.read_text("utf-8") for path in book.html.glob("ch*.html"))
+    texts = (path.read_text("utf-8") for path in book.html.glob("*.html"))
     found = {
         e["label"]: e for text in texts for part in LISTS.findall(text) for e in json.loads(part)
     }
