@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ def main() -> None:
         elif isinstance(part, nn.BatchNorm2d):
             norm = (part.weight, part.bias, part.running_mean, part.running_var)
             layers[-1]["norm"] = [text(v) for v in norm]
-    found = {"source": SOURCE, "layers": layers}
+    found: dict[str, Any] = {"source": SOURCE, "layers": layers}
     found |= {"train": pictures("train", 500), "test": pictures("test", 400)}
     FILE.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
