@@ -50,10 +50,10 @@ def _block(title: str, count: int, scale: int, kind: str, levels: np.ndarray, to
     p.text(0, 100, f"{count} weights of 4 bits each", anchor="start", size=12, tone=tone)
     each = f"4 + {scale}/{count} = {bits_per_weight(count, scale):g} bits a weight"
     p.text(0, 122, each, anchor="start")
-    x = Scale(0, 7.5, 10, 330)
-    p.line((x(0), 160), (x(7.5), 160))
+    at = Scale(0, 7.5, 10, 330)
+    p.line((at(0), 160), (at(7.5), 160))
     for v in levels:
-        p.line((x(float(v)), 152), (x(float(v)), 168), tone=tone, width=2.2)
-        p.text(x(float(v)), 180, f"{v:g}", size=SMALL, tone="soft")
+        p.line((at(float(v)), 152), (at(float(v)), 168), tone=tone, width=2.2)
+        p.text(at(float(v)), 180, f"{v:g}", size=SMALL, tone="soft")
     p.text(10, 198, "levels, times the scale", anchor="start", size=SMALL, tone="soft")
     return p
