@@ -192,7 +192,7 @@ class Emitter:
             self.functions.setdefault("weight_i4", kernels.WEIGHT_I4)
         if "filters_S" in text:
             dot = kernels.fill(kernels.DOT_I4 if w == "i4" else kernels.DOT, types)
-            self.functions.setdefault(re.search(r"dot_\w+", dot)[0], dot)
+            self.functions.setdefault(re.findall(r"dot_\w+", dot)[0], dot)
         for part, called in (("store", ("store", "filters")), ("filters", ("filters",))):
             if any(f"{c}_S" in text for c in called):
                 end = types[part].partition("_")[2]
