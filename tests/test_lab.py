@@ -107,6 +107,14 @@ def test_the_books_answers_are_not_kept(tmp_path, monkeypatch):
     assert lab.keep(names["f"]) == "" and not list(tmp_path.iterdir())
 
 
+def test_another_cell_under_the_same_name_is_not_kept(tmp_path, monkeypatch):
+    """Where all cells of a page have one name, the text that is remembered is the last one's."""
+    monkeypatch.chdir(tmp_path)
+    names = cell("def f():\n    return 1\n", 1)
+    cell("assert True, 'a check'\n", 1)
+    assert lab.keep(names["f"]) == "" and not list(tmp_path.iterdir())
+
+
 def test_a_broken_file_says_its_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "myquant.py").write_text("x = 1\ny = = 2\n", "utf-8")

@@ -34,14 +34,16 @@ def keep(function: Callable, folder: str | Path = ".") -> str:
     ''
     """
     place = function.__code__.co_filename
-    source = "".join(linecache.getlines(place))
-    if not source or Path(place).suffix == ".py" or REFERENCE in source:
+    lines, name = linecache.getlines(place), function.__name__
+    source, first = "".join(lines), function.__code__.co_firstlineno - 1
+    if not lines[first : first + 1] or not lines[first].startswith(f"def {name}("):
+        return ""  # another cell has taken the name of its file since
+    if Path(place).suffix == ".py" or REFERENCE in source:
         return ""
     if sys.platform == "emscripten":
         return ""
     path = Path(folder) / NAME
     text = path.read_text("utf-8") if path.exists() else HEAD
-    name = function.__name__
     part = f"\n\n# --- {name} ---\n\n{source.strip()}\n\n# --- end of {name} ---\n"
     old = re.compile(rf"\n\n# --- {name} ---\n.*?# --- end of {name} ---\n", re.DOTALL)
     text, count = old.subn(lambda match: part, text)
