@@ -45,7 +45,7 @@ def cells() -> Iterator[Cell]:
         yield cell("switching", variant=name)
     for name in ("float32", "bfloat16"):
         yield cell(name, variant="flush")
-    for b in BITS[:-1]:
+    for b in BITS:
         for a in (32, safe(b, b)):
             yield cell("array 8 x 8", b, b, a)
         yield cell("array 8 x 8", b, b, 32, "zero-point")

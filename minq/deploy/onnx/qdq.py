@@ -26,6 +26,8 @@ and a second grid, read max(x, lowest), which is x, and which no pattern looks t
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -153,10 +155,10 @@ class Rewriting(Markers):
         x, weight = map(self.quantizer_of, node.inputs[:2])
         if x is None or weight is None or not x.per_tensor or weight.in_groups or bias.ndim != 1:
             return
-        scale = np.asarray(_scale(weight.quantizer) * _scale(x.quantizer))
+        s_x = _scale(x.quantizer)
+        self.known[weight.name] = quantizer = _for_bias(weight.quantizer, bias, s_x)
+        scale = np.asarray(_scale(quantizer) * s_x)
         bias_int = np.round(bias / scale)
-        if np.abs(bias_int).max() >= 2**31:
-            return  # no accumulator of 32 bits can hold it; the layer computes in float
         name = node.inputs[2].name
         bias_int = self.initializer(bias_int.astype(np.int32), f"{name}.{node.outputs[0].name}")
         scale = self.initializer(scale.astype(np.float32), f"{bias_int.name}.scale")
@@ -208,6 +210,24 @@ class Rewriting(Markers):
         for value in values:
             if value.shape is not None:
                 value.shape = ir.Shape(["batch" if str(n) in free else n for n in value.shape])
+
+
+def _for_bias(quantizer: Quantizer, bias: Array, s_x: Array) -> Quantizer:
+    """The quantizer of a weight, with steps that are wide enough for the bias.
+
+    The weights of a channel that is all but dead have tiny steps, and its bias is so many steps of
+    s_w s_x that no accumulator of 32 bits holds it. Where s_w is below |b| / (2^30 s_x), it becomes
+    that: the other half of the accumulator is left to the sum. M weights move by half a step at
+    most, so with inputs of 8 bits the output moves by less than M |b| / 2^23.
+    """
+    least = torch.from_numpy(np.abs(bias) / (2.0**30 * s_x)).to(quantizer.scale)
+    scale = quantizer.scale_zero_point()[0].detach()
+    least = least if scale.ndim else least.max()
+    if bool((scale >= least).all()):
+        return quantizer
+    wider = copy.deepcopy(quantizer).freeze()
+    wider.scale.data = torch.maximum(scale, least)
+    return wider
 
 
 def _scale(quantizer: Quantizer) -> Array:
