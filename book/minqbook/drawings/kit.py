@@ -38,7 +38,7 @@ def width_of(text: str, size: float = SIZE) -> float:
     """About how wide a line is, rather too wide than too narrow.
 
     >>> round(width_of("ReLU", 10), 1)
-    27.5
+    26.6
     """
     small = sum(0.2 * len(m[2]) for m in MARK.finditer(text) if m[2])  # indices are smaller
     units = 0.0
