@@ -18,7 +18,7 @@
     root.replaceWith(image);
   }
   for (const svg of article.querySelectorAll("svg")) {
-    for (const node of svg.querySelectorAll("*")) {
+    for (const node of svg.querySelectorAll(":not(title, desc, style)")) {
       const style = getComputedStyle(node);
       if (style.display === "none") node.setAttribute("display", "none");
       for (const name of [...PAINT, ...(node.matches("text, tspan") ? LETTERS : [])])

@@ -27,7 +27,8 @@ rect { fill: var(--ink); }</style><body><article class="bd-article"><h1>A first 
 </math></mjx-assistive-mml></mjx-container>
 <div class="ws-root" style="width: 50px; height: 40px; background: red">
 <span role="img" aria-label="A red square."></span><button>Play</button></div>
-<svg viewBox="0 0 9 9" role="img" aria-label="ink"><rect width="9" height="9" class="x"/></svg>
+<svg viewBox="0 0 9 9" role="img" aria-label="ink">
+<title>Ink</title><rect width="9" height="9" class="x"/></svg>
 <img src="_images/dot.png"><details><summary><p class="collapsed">Show</p><p class="expanded">Hide
 </p></summary>code</details></article></body></html>"""
 SECOND = """<!DOCTYPE html><html lang="en"><title>t</title><body><article class="bd-article">
@@ -87,6 +88,7 @@ def test_formulas_drawings_and_pictures(bound):
     assert math.get("display") == "block" and not list(math.iter(f"{M}mlabeledtr"))
     assert ["".join(c.itertext()) for c in next(math.iter(f"{M}mtr"))] == ["x", "(7)"]
     assert next(page.iter(f"{S}rect")).get("fill") == "rgb(1, 2, 3)", "no variables are needed"
+    assert next(page.iter(f"{S}title")).attrib == {}, "paint belongs on shapes alone"
     widget, dot = page.iter(f"{H}img")
     assert widget.get("alt") == "A red square." and dot.get("alt") == ""
     shot = Image.open(io.BytesIO(bound.read(f"EPUB/{widget.get('src')}")))
