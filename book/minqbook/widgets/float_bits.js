@@ -90,7 +90,12 @@ function worth(i, format) {
 /** The switches of one format: { el, put(bits) }. */
 function switches(format, turn) {
   const buttons = Array.from({ length: bitsOf(format) }, (_, i) =>
-    h("button", { type: "button", "data-lm-suppress-shortcuts": true, click: () => turn(i) }),
+    h("button", {
+      type: "button",
+      "data-lm-suppress-shortcuts": true,
+      "aria-label": `bit ${bitsOf(format) - 1 - i}`,
+      click: () => turn(i),
+    }),
   );
   const keys = { ArrowRight: 1, ArrowLeft: -1 };
   const move = event => {
