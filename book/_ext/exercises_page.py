@@ -84,7 +84,7 @@ def chapter(path: Path, found: list[Exercise]) -> str:
 
 
 def asked(source: str) -> str:
-    """What an answer is called: its function, or the numbers that it gives.
+    r"""What an answer is called: its function, or the numbers that it gives.
 
     >>> asked("import math\ndef f(x):\n    return x"), asked("### BEGIN SOLUTION\na = 1\nb = 2")
     ('f', 'a, b')

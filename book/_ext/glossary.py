@@ -75,7 +75,7 @@ def link(doctree: nodes.document, found: dict[str, tuple[str, str]], page: str) 
                         refuri=target,
                         reftitle=says,
                         classes=["mq-term"],
-                    )  # fmt: skip
+                    )
                 )
                 end = match.end()
         if pieces:
@@ -95,8 +95,9 @@ def _entry(used: str, found: dict[str, tuple[str, str]]) -> tuple[str, str]:
 def on_resolved(app, doctree: nodes.document, docname: str) -> None:
     if docname in WITHOUT or PAGE not in app.env.all_docs:
         return
-    glossary = app.env.get_doctree(PAGE)
-    link(doctree, entries(glossary), app.builder.get_relative_uri(docname, PAGE))
+    if not hasattr(app, "glossary"):  # all pages link to the same entries
+        app.glossary = entries(app.env.get_doctree(PAGE))
+    link(doctree, app.glossary, app.builder.get_relative_uri(docname, PAGE))
 
 
 def setup(app):

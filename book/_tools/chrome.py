@@ -39,6 +39,13 @@ def find_browser() -> str | None:
     return next(iter(found + [str(path) for path in places if path.exists()]), None)
 
 
+def launched(playwright, executable: str, flags: list[str] | None = None):
+    """The browser, started by Playwright; an administrator has it without a sandbox."""
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    args = [*(flags or []), *["--no-sandbox"] * root]
+    return playwright.chromium.launch(executable_path=executable, args=args)
+
+
 if __name__ == "__main__":
     browser = find_browser()
     print(browser or ADVICE)

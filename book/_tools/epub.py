@@ -21,14 +21,14 @@ from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
 import yaml
-from chrome import ADVICE, find_browser
-from pdf import DRAWN, HTML, PAPER, ROOT, TOC, WAKE, heading, parts
+from chrome import ADVICE, find_browser, launched
+from pdf import HTML, ROOT, TOC, heading, opened, parts
 from playwright.sync_api import Browser, Page, sync_playwright
 
 OUT = ROOT / "_build" / "minq.epub"
 IN_PAGE = (Path(__file__).parent / "epub_page.js").read_text("utf-8")
-WIDTH = 700
-"""CSS pixels of a page while its figures are drawn, about a tablet."""
+VIEW = {"viewport": {"width": 700, "height": 1000}, "device_scale_factor": 2}
+"""The window in which figures are drawn, about a tablet."""
 KINDS = {
     ".xhtml": "application/xhtml+xml", ".css": "text/css", ".png": "image/png",
     ".svg": "image/svg+xml", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif",
@@ -85,21 +85,6 @@ def chapter(page: Page, name: str, files: dict[str, bytes]) -> str:
         files[place] = page.locator("article [data-epub]").nth(number).screenshot()
         pictures.append({"src": place, "alt": said})
     return page.evaluate(IN_PAGE, pictures)
-
-
-def opened(browser: Browser, path: Path) -> Page:
-    """A page in light colours with every figure drawn and every formula set."""
-    page = browser.new_page(
-        color_scheme="light", reduced_motion="reduce", device_scale_factor=2,
-        viewport={"width": WIDTH, "height": 1000},
-    )  # fmt: skip
-    page.goto(path.as_uri(), wait_until="load")
-    page.emulate_media(media="print", color_scheme="light")
-    page.add_style_tag(content=PAPER)
-    page.evaluate(WAKE)
-    page.wait_for_function(DRAWN)
-    page.evaluate("() => window.MathJax?.startup?.promise")
-    return page
 
 
 def gathered(text: str, html: Path, files: dict[str, bytes]) -> str:
@@ -180,14 +165,12 @@ def bind(html: Path, toc: Path, out: Path) -> list[str]:
     names = [name for _, pages in sections for name in pages]
     titles = {name: heading(html / f"{name}.html") for name in names}
     files: dict[str, bytes] = {"book.css": CSS.encode()}
-    root = hasattr(os, "geteuid") and os.geteuid() == 0
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=executable, args=["--no-sandbox"] * root
-        )
+        browser = launched(playwright, executable)
         files["images/cover.png"] = cover(browser, config)
         for name in names:
-            page = opened(browser, html / f"{name}.html")
+            page = opened(browser, html / f"{name}.html", **VIEW)
+            page.evaluate("() => window.MathJax?.startup?.promise")
             text = gathered(chapter(page, name, files), html, files)
             files[f"{name}.xhtml"] = XHTML.format(title=escape(titles[name]), body=text).encode()
             page.close()

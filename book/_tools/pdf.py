@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 from html import escape
 from pathlib import Path
@@ -16,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 from bs4 import BeautifulSoup
-from chrome import ADVICE, find_browser
-from playwright.sync_api import Browser, sync_playwright
+from chrome import ADVICE, find_browser, launched
+from playwright.sync_api import Browser, Page, sync_playwright
 from pypdf import PdfReader, PdfWriter
 from pypdf.generic import ArrayObject, NameObject
 
@@ -72,14 +71,20 @@ def heading(page: Path) -> str:
     return " ".join(h1.get_text().split())
 
 
-def printed(browser: Browser, page: Path) -> PdfReader:
-    """One page of the book on A4."""
-    tab = browser.new_page(color_scheme="light", reduced_motion="reduce")
+def opened(browser: Browser, page: Path, **view) -> Page:
+    """One page of the book as on paper, with every figure drawn; `view` is of its window."""
+    tab = browser.new_page(color_scheme="light", reduced_motion="reduce", **view)
     tab.goto(page.as_uri(), wait_until="load")
     tab.emulate_media(media="print", color_scheme="light")
     tab.add_style_tag(content=PAPER)
     tab.evaluate(WAKE)
     tab.wait_for_function(DRAWN)
+    return tab
+
+
+def printed(browser: Browser, page: Path) -> PdfReader:
+    """One page of the book on A4."""
+    tab = opened(browser, page)
     sheet = tab.pdf(format="A4", margin=MARGIN, print_background=True, tagged=True)
     tab.close()
     return PdfReader(io.BytesIO(sheet))
@@ -150,11 +155,8 @@ def bind(html: Path, toc: Path, out: Path) -> dict[str, int]:
     sections = parts(toc)
     names = [name for _, pages in sections for name in pages]
     titles = {name: heading(html / f"{name}.html") for name in names}
-    root = hasattr(os, "geteuid") and os.geteuid() == 0
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=executable, args=["--no-sandbox"] * root
-        )
+        browser = launched(playwright, executable)
         sheets = {name: printed(browser, html / f"{name}.html") for name in names}
         guess = front_matter(browser, titles, dict.fromkeys(names, 100), sections, config)
         starts, at = {}, len(guess.pages) + 1

@@ -188,7 +188,7 @@ def _address(tensor: Tensor) -> ctypes.c_void_p:
 
 
 def squares(task: Task) -> dict[str, Tensor]:
-    """The mean square of each input of each layer, over the calibration rows."""
+    """The mean squares of each layer's inputs, summed over batches: only their ratios matter."""
     sums: dict[str, Tensor] = {}
 
     def watch(name: str) -> Callable[..., None]:

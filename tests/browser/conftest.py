@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from bookpage import ROOT, BookPage, toc_pages
-from chrome import ADVICE, find_browser
+from chrome import ADVICE, find_browser, launched
 from filelock import FileLock
 from playwright.sync_api import sync_playwright
 
@@ -78,11 +78,8 @@ def browser():
     executable = find_browser()
     if executable is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(ADVICE)
-    root = hasattr(os, "geteuid") and os.geteuid() == 0
     with sync_playwright() as playwright:
-        chrome = playwright.chromium.launch(
-            executable_path=executable, args=FLAGS + ["--no-sandbox"] * root
-        )
+        chrome = launched(playwright, executable, FLAGS)
         yield chrome
         chrome.close()
 

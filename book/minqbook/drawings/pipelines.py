@@ -93,8 +93,8 @@ def qat_pipeline() -> Drawing:
         ("forward, rounded", "blue"),
         ("loss", "red"),
         ("backward,\nstraight through", "blue"),
+        ("step: weights\nand ranges", "blue"),
     ]
-    places.append(("step: weights\nand ranges", "blue"))
     for i, (words, tone) in enumerate(places):
         y = 24 + 60 * i
         loop.box(40, y, 164, HIGH, words, tone, full=0.12)
