@@ -11,6 +11,7 @@ import pytest
 import torch
 from networks import Lambda, captured, noise
 from torch import nn
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_structure
 
 import minq
@@ -150,6 +151,26 @@ def test_a_bias_beyond_32_bits_widens_the_steps_of_weights_next_to_nothing(
     assert fused(path)["QGemm"] == 2 and not fused(path)["Gemm"]
     biases = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
     assert max(np.abs(b.astype(int)).max() for b in biases if b.dtype == np.int32) <= 2**30 + 2**8
+    want, *_, last = compare.in_double(q)(x.double()).float(), *activation_quantizers(q).values()
+    step = float(last.scale_zero_point()[0])
+    for level in LEVELS.values():
+        assert (answers_of(path, x, level) - want).abs().max() <= 1.01 * step
+
+
+@torch.no_grad()
+def test_layers_that_share_a_weight_share_its_wider_steps(tmp_path):
+    """Only the second bias is beyond 32 bits: the first is one of the same steps all the same."""
+    weight = torch.randn(6, 6)
+    weight[0] = 1e-9
+    model = Lambda(
+        lambda m, x: F.linear(F.linear(x, m.w, m.a).relu(), m.w, m.b),
+        w=nn.Parameter(weight), a=nn.Parameter(torch.tensor([1e-3, *[0.5] * 5])),
+        b=nn.Parameter(torch.tensor([50.0, *[0.5] * 5])),
+    )  # fmt: skip
+    rounding = minq.ptq.Nearest(correct_bias=False)
+    q, x = quantized(model, noise(64, 6), per_channel=True, rounding=rounding)
+    path = to_onnx(q, tmp_path / "q.onnx")
+    assert fused(path)["QGemm"] == 2
     want, *_, last = compare.in_double(q)(x.double()).float(), *activation_quantizers(q).values()
     step = float(last.scale_zero_point()[0])
     for level in LEVELS.values():

@@ -34,7 +34,7 @@ import torch
 
 from minq._checks import Array
 from minq.deploy.onnx import store
-from minq.deploy.onnx.markers import Markers, constant
+from minq.deploy.onnx.markers import Markers, Named, constant
 from minq.quantizer import Quantizer
 
 _LAYERS = frozenset({"Conv", "Gemm", "ConvTranspose"})
@@ -60,9 +60,10 @@ class Rewriting(Markers):
             self._towards_layers(marker)
         for node in list(self.graph):
             self._stay_on_grid(node)
-        for node in list(self.graph):
-            if node.op_type in _LAYERS:
-                self._quantize_bias(node)
+        layers = [node for node in self.graph if node.op_type in _LAYERS]
+        for work in (self._widen_for_bias, self._quantize_bias):  # layers may share a weight
+            for node in layers:
+                work(node)
         for node in list(self.graph):
             if node.op_type in _WITH_WEIGHTS:
                 self._stay_in_float(node)
@@ -148,16 +149,27 @@ class Rewriting(Markers):
             for reader, i in uses:
                 reader.replace_input_with(i, new.outputs[0])
 
-    def _quantize_bias(self, node: ir.Node) -> None:
-        """b_int = round(b / (s_w s_x)), what an accumulator of integers can add."""
+    def _biased(self, node: ir.Node) -> tuple[Array, Array, Named] | None:
+        """The bias of a layer, the scale of its input, and the quantizer of its weight."""
         if len(node.inputs) < 3 or (bias := constant(node.inputs[2])) is None:
-            return
+            return None
         x, weight = map(self.quantizer_of, node.inputs[:2])
         if x is None or weight is None or not x.per_tensor or weight.in_groups or bias.ndim != 1:
+            return None
+        return bias, _scale(x.quantizer), weight
+
+    def _widen_for_bias(self, node: ir.Node) -> None:
+        """Steps of a weight that are wide enough for its bias."""
+        if found := self._biased(node):
+            bias, s_x, weight = found
+            self.known[weight.name] = _for_bias(weight.quantizer, bias, s_x)
+
+    def _quantize_bias(self, node: ir.Node) -> None:
+        """b_int = round(b / (s_w s_x)), what an accumulator of integers can add."""
+        if not (found := self._biased(node)):
             return
-        s_x = _scale(x.quantizer)
-        self.known[weight.name] = quantizer = _for_bias(weight.quantizer, bias, s_x)
-        scale = np.asarray(_scale(quantizer) * s_x)
+        bias, s_x, weight = found
+        scale = np.asarray(_scale(weight.quantizer) * s_x)
         bias_int = np.round(bias / scale)
         name = node.inputs[2].name
         bias_int = self.initializer(bias_int.astype(np.int32), f"{name}.{node.outputs[0].name}")
