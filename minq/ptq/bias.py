@@ -208,7 +208,11 @@ def empirical_shift(y: Array, y_hat: Array, axis: int = 1) -> Array:
 
 
 def change_of_error(
-    y: Array, y_hat: Array, shift: Array, activation: Callable[[Array], Array] | None = None
+    y: Array,
+    y_hat: Array,
+    shift: Array,
+    activation: Callable[[Array], Array] | None = None,
+    axis: int = 1,
 ) -> Array:
     """What a correction by c does to squared errors: [f(y_hat - c) - f(y)]^2 - [f(y_hat) - f(y)]^2.
 
@@ -216,20 +220,23 @@ def change_of_error(
     function, cuts most of it off: what is left may have another mean.
 
     Args:
-        y: outputs before quantization, float, (rows, outputs).
+        y: outputs before quantization, float, any shape.
         y_hat: the same after it.
-        shift: c, (outputs,).
+        shift: c, (channels,).
         activation: f, by default none.
+        axis: of the channels.
 
     Returns:
-        (rows, outputs).
+        Of the shape of y.
 
     >>> change_of_error([[1.0, 2.0]], [[1.5, 2.0]], [0.5, 0.5])
     array([[-0.25,  0.25]])
     """
     y = as_float(y, "y")
     y_hat = as_float(like(y_hat, y, y.dtype, "y_hat"), "y_hat")
-    shift = check_vector(shift, y, y.shape[1], "shift")
+    axis = check_axis(axis, y.ndim)
+    shift = check_vector(shift, y, y.shape[axis], "shift")
+    shift = namespace(y).reshape(shift, (-1, *[1] * (y.ndim - axis - 1)))
     f = activation or (lambda v: v)
     exact = f(y)
     return (f(y_hat - shift) - exact) ** 2 - (f(y_hat) - exact) ** 2

@@ -21,6 +21,9 @@ from minq.ptq.before import set_corrected_bias
 from minq.ptq.storage import Batches
 from minq.ptq.walk import Walk, activation_of
 
+AT_ONCE = 2**17
+"""Numbers that are compared at once: few enough to stay in a processor's cache."""
+
 
 def correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
     """b - (E[y_hat] - E[y]), eq. (26), (27), in the channels where that helps; ``gm`` is changed.
@@ -35,9 +38,10 @@ def correct_bias(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> None:
         shift = shift_of_linear(gm, node, walk)
     else:
         walk.advance(node)
-        function = activation and (lambda rows: activation(rows[None])[0])
+        rows = lambda v: v.movedim(axis, -1)[None]  # noqa: E731
+        function = activation and (lambda v: activation(rows(v))[0].movedim(-1, axis))
         exact, quantized = walk.exact[node], walk.quantized[node]
-        shift = helpful_shift(lambda: halves_of(walk, exact, quantized, axis), function)
+        shift = helpful_shift(lambda: halves_of(walk, exact, quantized, axis), function, axis)
     if shift is None:
         return
     set_corrected_bias(gm, node, bias_math.correct_bias(graph.bias_of(gm, node), shift))
@@ -55,9 +59,9 @@ def shift_of_linear(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> Tensor | N
     halves = lambda: halves_of(walk, walk.exact[source], walk.quantized[source], -1)  # noqa: E731
     totals: list[list[Any]] = [[0.0, 0.0], [0.0, 0.0]]  # of x and x_hat in each half
     counts = [0, 0]
-    for half, *rows in halves():
-        totals[half] = [t + v.double().sum(0) for t, v in zip(totals[half], rows, strict=True)]
-        counts[half] += len(rows[0])
+    for half, *pair in halves():
+        totals[half] = [t + _total(v, -1) for t, v in zip(totals[half], pair, strict=True)]
+        counts[half] += _places(pair[0], -1)
     if not all(counts):
         return None
     sums = [W_hat.double() @ x_hat - W.double() @ x for x, x_hat in totals]
@@ -74,6 +78,7 @@ def shift_of_linear(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> Tensor | N
 def helpful_shift(
     halves: Callable[[], Iterator[tuple[int, Tensor, Tensor]]],
     activation: Callable[[Tensor], Tensor] | None = None,
+    axis: int = -1,
 ) -> Tensor | None:
     """E[y_hat] - E[y] of the channels that it helps, 0 of the others.
 
@@ -83,27 +88,38 @@ def helpful_shift(
     sum S of n differences, n c^2 - 2 c S. With one the data are read once more.
 
     Args:
-        halves: gives (half, y, y_hat) anew, with half 0 or 1 and rows (places, channels).
+        halves: gives (half, y, y_hat) anew, with half 0 or 1.
         activation: the function behind the layer.
+        axis: of the channels in y and y_hat.
     """
     sums: list[Any] = [0.0, 0.0]
     counts = [0, 0]
     for half, y, y_hat in halves():
-        sums[half] = sums[half] + (y_hat - y).double().sum(0)
-        counts[half] += len(y)
+        sums[half] = sums[half] + _total(y_hat - y, axis)
+        counts[half] += _places(y, axis)
     change: list[Any] | None = None
     if activation is not None and all(counts):
         change = [torch.zeros_like(total) for total in sums]
         for half, y, y_hat in halves():
             shift = (sums[1 - half] / counts[1 - half]).to(y)
-            change[half] += bias_math.change_of_error(y, y_hat, shift, activation).double().sum(0)
+            here = bias_math.change_of_error(y, y_hat, shift, activation, axis)
+            change[half] += _total(here, axis)
     if (shift := _where_it_helps(sums, counts, change)) is None:
         return None
-    here = (
-        bias_math.change_of_error(y, y_hat, shift.to(y), activation).sum(1)
+    changes = (
+        bias_math.change_of_error(y, y_hat, shift.to(y), activation, axis).sum(axis)
         for _, y, y_hat in halves()
     )
-    return _if_more_get_closer(here, shift.to(y))
+    return _if_more_get_closer(changes, shift.to(y))
+
+
+def _total(v: Tensor, axis: int) -> Tensor:
+    """The sum over all places, in double precision."""
+    return v.double().sum([k for k in range(v.ndim) if k != axis % v.ndim])
+
+
+def _places(v: Tensor, axis: int) -> int:
+    return v.numel() // v.shape[axis]
 
 
 def _where_it_helps(
@@ -134,7 +150,10 @@ def _if_more_get_closer(changes: Iterator[Tensor], shift: Tensor) -> Tensor | No
 def halves_of(
     walk: Walk, exact: Batches, quantized: Batches, axis: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(half, y, y_hat) with rows (places, channels): even samples and odd ones; of one, places."""
+    """(half, y, y_hat), part by part: even samples and odd ones; of one sample alone, places.
+
+    axis: of the channels, 1 or -1; places come as rows (places, channels).
+    """
     alone, start = sum(walk.lengths) == 1, 0
     for pair in map(list, zip(exact, quantized, strict=True)):
         if alone:
@@ -142,6 +161,7 @@ def halves_of(
         for half in (0, 1):
             parts = [v[(start + half) % 2 :: 2] for v in pair]
             if len(parts[0]):
-                y, y_hat = parts if alone else (v.movedim(axis, -1).flatten(0, -2) for v in parts)
-                yield half, y, y_hat
+                size = max(1, AT_ONCE // parts[0][0].numel())
+                for y, y_hat in zip(*(v.split(size) for v in parts), strict=True):
+                    yield half, y, y_hat
         start += len(pair[0])
