@@ -41,8 +41,10 @@ def to_integer(
 ) -> IntegerNetwork:
     """The quantized network ``q``, computed with integers only, on the CPU; ``q`` is left alone.
 
-    A bias becomes a 32-bit integer of scale s_w s_x. A function of one number is a table of at most
-    2^16 entries. What has no quantizer or no integer form computes in floats; ``islands`` names it.
+    A bias becomes a 32-bit integer of scale s_w s_x. Where weights are next to nothing, a bias may
+    have too many steps of that size; the weights then get wider ones, ``deploy.biases.wide_enough``.
+    A function of one number is a table of at most 2^16 entries. What has no quantizer or no integer
+    form computes in floats; ``islands`` names it.
 
     Args:
         q: what ``minq.ptq`` or ``minq.qat`` returns.
@@ -61,7 +63,7 @@ def to_integer(
     Raises:
         TypeError: for a network without quantizers.
         RuntimeError: for quantizers that have no range yet.
-        ValueError: for a bias or an accumulator that does not fit.
+        ValueError: for an accumulator that does not fit.
 
     >>> import minq
     >>> model, x = nn.Linear(4, 2), torch.linspace(-1, 1, 8).reshape(2, 4)

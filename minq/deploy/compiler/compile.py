@@ -65,7 +65,7 @@ raises ``Island`` where there is none."""
 
 
 class Compiler:
-    """Walks through the graph once, in ``run``; ``forms`` says what each node's tensor stands for.
+    """Walks through the graph, in ``run``; ``forms`` says what each node's tensor stands for.
 
     What it learns beside the program: ``layers``, ``places``, ``islands`` as ``IntegerNetwork`` has
     them, and ``biases`` and ``constants``, the real numbers that integers stand for in their place.
@@ -82,6 +82,10 @@ class Compiler:
         self.q = q = in_double(self.source)
         self.arithmetic, self.wraps = arithmetic, wraps
         self.dtype = next((p.dtype for p in q.parameters() if p.is_floating_point()), torch.float32)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is known yet."""
         self.layers: dict[str, nn.Module] = {}
         self.places: dict[str, str] = {}  # quantizer -> new node
         self.islands: dict[str, str] = {}
@@ -92,15 +96,19 @@ class Compiler:
         self._reals: dict[int, tuple[Form, fx.Node]] = {}
         self._known: dict[fx.Node, Tensor] = {}  # what parameters and numbers alone decide
         self._given: set[fx.Node] = set()  # what depends on an input
+        self.wider: dict[str, Quantizer] = {}  # of weights, for biases that 32 bits do not hold
 
     def run(self) -> Compiler:
-        """Walk through the graph; afterwards ``program`` is the network on integers."""
-        for node in self.q.graph.nodes:
-            if node.op == "placeholder" or not self._given.isdisjoint(node.all_input_nodes):
-                if _tensors(node):
-                    self._given.add(node)
-            if (form := getattr(self, f"_{node.op}")(node)) is not None:
-                self.forms[node] = form
+        """Walk through the graph; afterwards ``program`` is the network on integers.
+
+        Layers may share a weight, so all are seen before one that is too fine is replaced.
+        """
+        self._walk()
+        if self.wider:
+            for name, quantizer in self.wider.items():
+                self.q.set_submodule(name, quantizer)
+            self._begin()
+            self._walk()
         self.graph.set_codegen(copy.deepcopy(self.q.graph._codegen))
         self.program = Network(self.root, self.graph, "IntegerProgram").eval()
         note_network(self.program, **call_of(self.q))
@@ -108,6 +116,14 @@ class Compiler:
         self.program.delete_all_unused_submodules()
         self.program.recompile()
         return self
+
+    def _walk(self) -> None:
+        for node in self.q.graph.nodes:
+            if node.op == "placeholder" or not self._given.isdisjoint(node.all_input_nodes):
+                if _tensors(node):
+                    self._given.add(node)
+            if (form := getattr(self, f"_{node.op}")(node)) is not None:
+                self.forms[node] = form
 
     # --- nodes ------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from minq import graph
 from minq.deploy import kernels
+from minq.deploy.biases import wide_enough
 from minq.deploy.compiler.forms import (
     INF,
     Constant,
@@ -55,7 +56,7 @@ def layer(c: Compiler, node: fx.Node) -> Sum:
     scale = w.scale.reshape(-1) * x.scale
     b_int = torch.zeros(len(rows), dtype=torch.int64)
     if b is not None:
-        b_int = _bias(c, node, b.values.double(), scale)
+        b_int = _bias(c, node, b.values.double(), x.scale)
     folded = b_int if transposed else b_int - x.zero * rows.sum(1)
     low, high = (x.low - x.zero, x.high - x.zero) if transposed else (x.low, x.high)
     settings, pads = _geometry(node, w.values.ndim - 2)
@@ -77,17 +78,19 @@ def layer(c: Compiler, node: fx.Node) -> Sum:
     return Sum((Term(new, scale, 0, *_limits(module)),))
 
 
-def _bias(c: Compiler, node: fx.Node, bias: Tensor, scale: Tensor) -> Tensor:
-    """b_int = round(b / (s_w s_x)), 32 bits."""
+def _bias(c: Compiler, node: fx.Node, bias: Tensor, x: Tensor) -> Tensor:
+    """b_int = round(b / (s_w s_x)); 0, and the weight's steps are to widen, where it is too much.
+
+    The steps are those of ONNX files too; a weight without a quantizer of its own has none.
+    """
+    weight = graph.weight_node(node)
+    quantizer = c.wider.get(weight.target, c.q.get_submodule(weight.target))
+    wider = wide_enough(quantizer, bias, x)
+    if wider is not quantizer:
+        c.wider[weight.target] = wider
+        return torch.zeros(len(bias), dtype=torch.int64)
+    scale = quantizer.scale_zero_point()[0].detach().double() * x
     b_int = torch.round(bias / scale)
-    if (worst := float(b_int.abs().max())) >= 2**31:
-        channel = int(b_int.abs().argmax())
-        step = float(scale.expand(len(b_int))[channel])
-        raise ValueError(
-            f"the bias of {graph.layer_name(node)} has {worst:.3g} steps of s_w s_x = {step:.3g} "
-            f"in output {channel}, more than 32 bits hold: its weights are next to nothing; "
-            "set them to 0, or give the weight one scale for all channels"
-        )
     c.biases[node.name] = b_int * scale
     return b_int.long()
 

@@ -25,8 +25,9 @@ def to_onnx(q: nn.Module, path: str | Path, example: Any = None) -> Path:
     every processor: UINT8, where a signed grid stands 128 higher, with its zero-point, and INT8 for
     weights of 5 to 7 bits. Weights of up to 4 bits are stored in INT4 and widened by a Cast when
     the file is loaded. Grids of 9 to 16 bits become INT16 or UINT16, with which ONNX Runtime
-    computes in float, as it does with weights that have one scale for each group. A bias that INT32
-    cannot hold stays a float, and with it its layer; no optimizer rounds what stays in float.
+    computes in float, as it does with weights that have one scale for each group; no optimizer
+    rounds what stays in float. Where INT32 cannot hold a bias, the weights of its layer, which are
+    next to nothing, get wider steps, as in ``to_integer``.
 
     A network whose path depends on the sizes of its inputs was captured for some of them: the
     file's metadata says which, "minq.sizes": "x.shape[0] > 4". Engines do not read it.

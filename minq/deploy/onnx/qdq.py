@@ -26,13 +26,12 @@ and a second grid, read max(x, lowest), which is x, and which no pattern looks t
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import onnx_ir as ir
 import torch
 
 from minq._checks import Array
+from minq.deploy.biases import wide_enough
 from minq.deploy.onnx import store
 from minq.deploy.onnx.markers import Markers, Named, constant
 from minq.quantizer import Quantizer
@@ -162,7 +161,7 @@ class Rewriting(Markers):
         """Steps of a weight that are wide enough for its bias."""
         if found := self._biased(node):
             bias, s_x, weight = found
-            self.known[weight.name] = _for_bias(weight.quantizer, bias, s_x)
+            self.known[weight.name] = wide_enough(weight.quantizer, torch.from_numpy(bias), s_x)
 
     def _quantize_bias(self, node: ir.Node) -> None:
         """b_int = round(b / (s_w s_x)), what an accumulator of integers can add."""
@@ -222,24 +221,6 @@ class Rewriting(Markers):
         for value in values:
             if value.shape is not None:
                 value.shape = ir.Shape(["batch" if str(n) in free else n for n in value.shape])
-
-
-def _for_bias(quantizer: Quantizer, bias: Array, s_x: Array) -> Quantizer:
-    """The quantizer of a weight, with steps that are wide enough for the bias.
-
-    The weights of a channel that is all but dead have tiny steps, and its bias is so many steps of
-    s_w s_x that no accumulator of 32 bits holds it. Where s_w is below |b| / (2^30 s_x), it becomes
-    that: the other half of the accumulator is left to the sum. M weights move by half a step at
-    most, so with inputs of 8 bits the output moves by less than M |b| / 2^23.
-    """
-    least = torch.from_numpy(np.abs(bias) / (2.0**30 * s_x)).to(quantizer.scale)
-    scale = quantizer.scale_zero_point()[0].detach()
-    least = least if scale.ndim else least.max()
-    if bool((scale >= least).all()):
-        return quantizer
-    wider = copy.deepcopy(quantizer).freeze()
-    wider.scale.data = torch.maximum(scale, least)
-    return wider
 
 
 def _scale(quantizer: Quantizer) -> Array:
