@@ -42,8 +42,8 @@ def to_integer(
     """The quantized network ``q``, computed with integers only, on the CPU; ``q`` is left alone.
 
     A bias becomes a 32-bit integer of scale s_w s_x. Where weights are next to nothing, a bias may
-    have too many steps of that size; the weights then get wider ones, ``deploy.biases.wide_enough``.
-    A function of one number is a table of at most 2^16 entries. What has no quantizer or no integer
+    have too many steps of that size; the weights then get wider ones, see ``minq.deploy.biases``. A
+    function of one number is a table of at most 2^16 entries. What has no quantizer or no integer
     form computes in floats; ``islands`` names it.
 
     Args:

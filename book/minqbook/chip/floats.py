@@ -71,14 +71,14 @@ static void tanh_S(const float *x, float *y, int32_t n)
 }
 """,
     "softmax": """\
-static void softmax_S(const float *x, float *y, int32_t rows, int32_t width)
+static void softmax_S(const float *x, float *y, int32_t rows, int32_t width, float factor)
 {
     for (int32_t row = 0; row < rows; row++, x += width, y += width) {
         float most = x[0], total = 0;
         for (int32_t i = 1; i < width; i++)
             most = x[i] > most ? x[i] : most;
         for (int32_t i = 0; i < width; i++)
-            total += y[i] = expf(x[i] - most);
+            total += y[i] = expf(factor * (x[i] - most));
         for (int32_t i = 0; i < width; i++)
             y[i] /= total;
     }
@@ -242,7 +242,8 @@ class FloatEmitter(Emitter):
 
     def _softmax(self, call: Call) -> list[str]:
         width = call.numbers["width"]
-        rest = (call.writes.size // width, width)
+        factor = call.module.scale / self.scales[call.reads[0].name]  # type: ignore[union-attr]
+        rest = (call.writes.size // width, width, f"{float(factor):.9e}f")
         return self._line(self.function(call), *self._pointers(call), *rest)
 
     def _layer_norm(self, call: Call) -> list[str]:
@@ -253,7 +254,7 @@ class FloatEmitter(Emitter):
         gamma = (unit.values[0] * one * 2.0**24).expand(width) if unit.values[0].ndim == 0 else (
             unit.values[0] * one * 2.0**24)  # fmt: skip
         beta = (unit.offset * one).broadcast_to(gamma.shape)
-        eps = float(m.epsilon / 4.0**m.up * (m.scale / width) ** 2)
+        eps = float(m.epsilon / 4.0**m.up * (self.scales[call.reads[0].name] / width) ** 2)
         arrays = self._floats(f"{call.name}_gamma", gamma), self._floats(f"{call.name}_beta", beta)
         rest = (call.writes.size // width, width, f"{eps:.9e}f", *arrays)
         return self._line(self.function(call), *self._pointers(call), *rest)
