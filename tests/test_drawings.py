@@ -17,6 +17,7 @@ from minqbook.drawings import (
     arithmetic,
     equalization,
     folding,
+    formats,
     kit,
     networks,
     rounding,
@@ -190,15 +191,28 @@ def test_shift_of_the_outputs():
     assert "+0.3" in shifts.biased_error().claim
 
 
-def test_gate_is_the_straight_through_derivative():
+def test_detour_is_what_autograd_computes():
     torch = pytest.importorskip("torch")
-    from minq import integer_grid
-    from minq.straight_through import derivative_by_input
+    y = torch.tensor(training.VALUE, requires_grad=True)
+    added = (torch.round(y) - y).detach()
+    (y + added).backward()
+    ours = training.detour(training.VALUE)
+    assert ours == pytest.approx((float(added), float(torch.round(y.detach()))), abs=1e-6)
+    forward, backward = training.straight_and_detour().panels
+    assert f"which gives {ours[0]:.1f}" in forward.words and f": {ours[1]:g}, the" in forward.words
+    assert f"So {float(y.grad):g} arrives" in backward.words
 
-    x = torch.linspace(-6.4, 5.4, 237)
-    grid = integer_grid(training.BITS, signed=True)
-    theirs = derivative_by_input(x, torch.tensor(1.0), torch.tensor(0.0), grid)
-    assert [training.gate(float(v)) for v in x] == theirs.tolist()
+
+def test_a_register_is_full_and_all_products_are_counted():
+    """By the instructions' definitions: vfmadd231ps, vpdpbusd; vpmovsxbw, vpmaddwd, vpaddd."""
+    for name, bits, steps in formats.WAYS:
+        numbers = formats.REGISTER // bits
+        assert numbers * bits == formats.REGISTER
+        multiplied = sum("multiply" in step for step in steps) * numbers
+        assert multiplied == formats.PRODUCTS, name
+        # Both factors are widened, sums of 32 bits are added once for each multiplication.
+        assert steps.count("widen") == (2 * steps.count("multiply") if bits == 16 else 0)
+        assert steps.count("add") == steps.count("multiply")
 
 
 def test_starts_against_a_sample():

@@ -83,6 +83,35 @@ def test_from_easy_to_open(chapter):
     assert any(e.answer for e in found), "no exercise in code"
 
 
+def test_texts_count_them_right():
+    """Wherever a text says how many there are."""
+    text = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "book/teaching.md")}
+    every = [e for found in EXERCISES.values() for e in found]
+    checks = sum(bool(e.check) for e in every)
+    intro = (ROOT / "book" / "intro.ipynb").read_text("utf-8")
+    assert f"{len(every)} exercises, of which {checks} check your answer" in intro
+    assert f"Of {len(every)} exercises {checks} check your answer" in text["README.md"]
+    chapters = {page: found for page, found in EXERCISES.items() if page.startswith("ch")}
+    inside = [e for found in chapters.values() for e in found]
+    said = f"The {len(chapters)} chapters have {len(inside)} exercises, six to eight each"
+    assert said in text["book/teaching.md"]
+    assert {len(found) for found in chapters.values()} == {6, 7, 8}
+    assert f"Of these, {sum(bool(e.check) for e in inside)} check" in text["book/teaching.md"]
+    assert f"The book has {len(chapters)} chapters in four parts" in intro
+    # The lab's table: a step, when it is due, its points, its hours; the sentence below adds up.
+    rows = re.findall(
+        r"^\| \{doc\}`.*? <(lab\w+)>` \| \d+ \| (\d+) \| (\d)(½?) \|",
+        text["book/teaching.md"],
+        re.M,
+    )
+    assert [page for page, *_ in rows] == [page for page in EXERCISES if page.startswith("lab")]
+    assert len(rows) == 7, "texts say seven steps"
+    assert all(int(n) == sum(e.grade for e in EXERCISES[page]) for page, n, *_ in rows)
+    hours = sum(int(whole) + (half == "½") / 2 for *_, whole, half in rows)
+    points = sum(int(n) for _, n, *_ in rows)
+    assert f"That is {points} points and about {hours:.0f} hours" in text["book/teaching.md"]
+
+
 @pytest.mark.parametrize("step", [page for page in EXERCISES if page.startswith("lab")])
 def test_a_step_of_the_lab_is_checked_throughout(step):
     found = EXERCISES[step]

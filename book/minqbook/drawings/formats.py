@@ -1,4 +1,4 @@
-"""Chapter 1: what the bits of a number are for, in five formats."""
+"""Chapter 1: what the bits of a number are for, and what one instruction does with them."""
 
 from __future__ import annotations
 
@@ -57,5 +57,50 @@ def bit_fields() -> Drawing:
         "bit_fields",
         "A float divides its bits between an exponent, for reach, and a mantissa, for precision; an"
         " integer puts them all into precision and takes its reach from one scale.",
+        (p,),
+    )
+
+
+REGISTER, PRODUCTS = 256, 32
+# What is multiplied; bits of a number in the register; instructions for 32 products and sums.
+WAYS = (
+    ("float32", 32, ("multiply and add",) * 4),
+    ("int8, multiplied as it is", 8, ("multiply and add",)),
+    ("int8, widened to 16 bits first", 16, ("widen",) * 4 + ("multiply",) * 2 + ("add",) * 2),
+)
+KINDS = {"multiply and add": "blue", "multiply": "blue", "widen": "red", "add": "green"}
+
+
+@drawn
+def registers() -> Drawing:
+    """A register of 256 bits full of floats and of integers, and the instructions they take."""
+    counts = [len(steps) for _, _, steps in WAYS]
+    said = [
+        f"{name}: {REGISTER // bits} numbers of {bits} bits fill the register; {PRODUCTS} products"
+        f" and their sums take {len(steps)} instruction{'s' * (len(steps) > 1)}"
+        + ("" if len(set(steps)) == 1 else ", 4 to widen, 2 to multiply and 2 to add")
+        for name, bits, steps in WAYS
+    ]
+    p = Panel("a register of 256 bits", ". ".join(said) + ".", height=264)
+    for i, (name, bits, steps) in enumerate(WAYS):
+        y = 48 + 76 * i
+        p.text(0, y - 11, name, anchor="start", size=12, bold=True)
+        wide = 336 / (REGISTER // bits)
+        for k in range(REGISTER // bits):
+            p.box(k * wide, y, wide, 18, tone="soft", full=0.12, round_=0)
+        for k, step in enumerate(steps):
+            p.block(18 * k, y + 25, 15, 11, KINDS[step], full=0.8)
+        text = f"{len(steps)} instruction{'s' * (len(steps) > 1)} for {PRODUCTS} products"
+        if "widen" in steps:
+            text = "8: 4 widen, 2 multiply, 2 add"
+        p.text(340, y + 31, text, anchor="end", size=SMALL, tone="soft")
+    for x, kind in ((0, "multiply and add"), (140, "widen"), (218, "add")):
+        p.block(x, 250, 10, 10, KINDS[kind], full=0.8)
+        p.text(x + 16, 255, "multiply (and add)" if x == 0 else kind, anchor="start", size=12)
+    return Drawing(
+        "registers",
+        "A register holds four times as many 8-bit integers as floats. Whether they are multiplied"
+        f" four times as fast depends on the instructions: {counts[1]} in place of {counts[0]} with"
+        f" the right one, {counts[2]} without it.",
         (p,),
     )

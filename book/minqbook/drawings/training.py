@@ -1,4 +1,4 @@
-"""Chapters 12 and 14: the derivative of a staircase by decree, and ranges to start from."""
+"""Chapters 12 and 14: a derivative by decree, and ranges to start from."""
 
 from __future__ import annotations
 
@@ -10,68 +10,70 @@ from minq import fake_quantize, integer_grid
 from minqbook.drawings.drawing import Drawing, drawn
 from minqbook.drawings.kit import SMALL, Panel, Scale
 
-BITS, LOW, HIGH = 3, -4, 3  # of the staircase: eight levels, a step of 1
+VALUE = 1.7  # that is rounded
 COUNT = 10_000  # weights of the layer that the ranges are set for
 SPREAD = 1 / math.sqrt(2)  # of a Laplace distribution with a deviation of 1
 
 
-def staircase(x: float) -> float:
-    """The quantizer: scale 1, signed, 3 bits."""
-    return float(fake_quantize(float(x), 1.0, 0, BITS, signed=True))
-
-
-def gate(x: float) -> float:
-    """Eq. (37): 1 where the value is rounded to a level of its own, 0 where it is clipped."""
-    return float(LOW <= round(x) <= HIGH)
+def detour(y: float) -> tuple[float, float]:
+    """What is added to y so that the sum is the rounded y, and the sum."""
+    rounded = float(np.rint(y))
+    return rounded - y, rounded
 
 
 @drawn
-def staircase_and_gate() -> Drawing:
-    """The quantizer forward, and what the estimator takes for its slope backward."""
-    x = Scale(-6.5, 5.5, 14, 326)
-    ends = (LOW - 0.5, HIGH + 0.5)
-    forward = Panel(
-        "forward: a staircase",
-        f"The quantized value over x. Between {ends[0]:g} and {ends[1]:g} a staircase of eight"
-        " levels runs along the diagonal; outside it is flat, clipped. The slope is 0 everywhere"
-        " but at the jumps.".replace("-", "−"),
-        height=210,
+def straight_and_detour() -> Drawing:
+    """How `y + (round(y) - y).detach()` computes forward, and what autograd sees of it."""
+    added, rounded = detour(VALUE)
+    forward = _paths(
+        "forward: two ways, one sum",
+        f"The value {VALUE:g} takes two ways. The straight one leaves it as it is. The detour"
+        f" rounds it and subtracts it again, which gives {added:.1f}, and passes detach, which"
+        f" changes no value. The two are added: {rounded:g}, the rounded value.",
     )
-    y = Scale(LOW, HIGH, 164, 44)
-    forward.line((x(ends[0]), y(ends[0])), (x(ends[1]), y(ends[1])), tone="blue", dash=True)
-    steps = [(v, staircase(v)) for v in np.linspace(-6.5, 5.5, 601)]
-    forward.line(*((x(a), y(b)) for a, b in steps), tone="ink", width=2)
-    forward.axis(x, 180, [-6, -4, -2, 0, 2, 4])
-    forward.text(x(-6.5), y(LOW) - 16, "clipped", anchor="start", tone="red")
-    forward.text(x(5.5), y(HIGH) - 12, "clipped", anchor="end", tone="red")
-    forward.text(x(0.6), y(-1.6), "slope 1\non average", anchor="start", tone="blue", size=12)
+    forward.text(4, 60, f"*y* = {VALUE:g}", anchor="start")
+    forward.arrow((58, 60), (288, 60), tone="blue")
+    forward.line((72, 60), (72, 130), tone="soft")
+    forward.arrow((72, 130), (88, 130))
+    forward.arrow((186, 130), (206, 130))
+    forward.arrow((276, 130), (300, 130), (300, 73))
+    forward.arrow((312, 60), (334, 60))
+    forward.text(180, 47, f"{VALUE:g}", tone="blue")
+    forward.text(308, 103, f"{added:.1f}", anchor="start", tone="soft")
+    forward.text(342, 60, f"{rounded:g}", anchor="start", bold=True)
 
-    backward = Panel(
-        "backward: a gate",
-        f"The slope that the estimator uses. It is 1 between {ends[0]:g} and {ends[1]:g}, where the"
-        " gradient passes, and 0 outside, where it is stopped. The true slope is 0 on both"
-        " sides.".replace("-", "−"),
-        height=210,
+    backward = _paths(
+        "backward: one way only",
+        "The gradient comes back from the sum, where it is 1. On the straight way it passes"
+        " unchanged. On the detour it stops at detach. So 1 arrives at the value: the derivative"
+        " of the rounding counts as 1.",
     )
-    y = Scale(0, 1, 164, 74)
-    for level in (0, 1):
-        backward.line((14, y(level)), (326, y(level)), tone="grid")
-        backward.text(8, y(level), f"{level}", anchor="end", size=SMALL, tone="soft")
-    backward.block(x(ends[0]), y(1), x(ends[1]) - x(ends[0]), 90, "blue", full=0.14)
-    gates = [(v, gate(v)) for v in np.linspace(-6.5, 5.5, 601)]
-    backward.line(*((x(a), y(b)) for a, b in gates), tone="blue", width=2.4)
-    backward.axis(x, 180, [-6, -4, -2, 0, 2, 4])
-    backward.text(x(-0.5), 58, "estimator: 1", tone="blue")
-    backward.text(x(-0.5), 118, "the gradient passes", tone="blue", size=12)
-    backward.text(x(-0.5), 150, "true slope: 0", tone="soft", size=12)
-    backward.text(x(-6.5), 118, "stopped", anchor="start", tone="red", size=12)
-    backward.text(x(5.5), 118, "stopped", anchor="end", tone="red", size=12)
+    backward.text(4, 60, "1", anchor="start", bold=True)
+    backward.arrow((288, 60), (20, 60), tone="blue")
+    backward.line((72, 60), (72, 130), tone="soft", dash=True)
+    backward.line((72, 130), (88, 130), tone="soft", dash=True)
+    backward.line((186, 130), (206, 130), tone="soft", dash=True)
+    backward.arrow((300, 73), (300, 130), (280, 130), tone="red")
+    backward.arrow((334, 60), (313, 60), tone="blue")
+    backward.text(180, 47, "1", tone="blue")
+    backward.text(240, 161, "stopped", tone="red", size=12)
+    backward.text(342, 60, "1", anchor="start", tone="blue")
     return Drawing(
-        "staircase_and_gate",
-        "Forward the value takes a staircase; backward the gradient sees its average slope, 1"
-        " inside the grid, so it passes the rounding and stops only where values are clipped.",
+        "straight_and_detour",
+        f"Forward the detour corrects {VALUE:g} to {rounded:g}; backward autograd sees the straight"
+        " way alone, so the derivative is 1.",
         (forward, backward),
     )
+
+
+def _paths(title: str, words: str) -> Panel:
+    """What both directions share: the two boxes of the detour, and the sum."""
+    p = Panel(title, words, width=356, height=176)
+    p.box(88, 112, 98, 36, "round(*y*) − *y*")
+    p.box(206, 112, 70, 36, "detach", tone="red", full=0.12)
+    p.dot(300, 60, 12, tone="soft", hollow=True)
+    p.text(300, 60, "+")
+    return p
 
 
 def starts() -> dict[str, float]:
