@@ -61,6 +61,8 @@ def test_every_entry_is_used_in_a_chapter():
          [("power-of-two scale", "term-power"), ("scale", "term-scale")]),
         ("SQNR: the signal-to-quantization-noise ratio.", [("SQNR", "term-sqnr")]),
         ("Rescaled, scaled, full-scale and sqnr are other words.", []),
+        ("A scale-free law and a re-scale are others too.", []),
+        ("*The scale* stands out already; a scale does not.", [("scale", "term-scale")]),
         ("Scale\n=====\n\nA heading has none; the scale has.", [("scale", "term-scale")]),
     ],
 )  # fmt: skip
@@ -72,6 +74,30 @@ def test_the_first_use_links(text, links):
     assert [(r.astext(), r["refuri"]) for r in made] == [
         (word, f"glossary.html#{place}") for word, place in links
     ]
+    assert all(isinstance(r.parent, nodes.paragraph) for r in made), "not inside of an emphasis"
     assert all(r["reftitle"] == FOUND[r.astext().lower().removesuffix("s")][1]
                for r in made if r.astext().lower().removesuffix("s") in FOUND)  # fmt: skip
     assert doctree.astext() == before, "no word is lost"
+
+
+def test_a_built_page_links_to_its_entry(tmp_path):
+    """A book of three pages: Sphinx names the places, the extension is asked for each page."""
+    from sphinx.application import Sphinx
+
+    pages = {
+        "index": "A book\n======\n\nA step and scales.\n\n.. toctree::\n\n   glossary\n   notation",
+        "notation": "Notation\n========\n\nA scale.",
+        "glossary": "Glossary\n========\n\nA scale here.\n\n.. glossary::\n\n   scale\n   step\n"
+        "      What one step\n      is worth. Ch. 3\n",
+    }
+    for name, text in pages.items():
+        (tmp_path / f"{name}.rst").write_text(text, "utf-8")
+    settings = {"extensions": ["glossary"], "html_theme": "basic"}
+    folders = tmp_path, None, tmp_path / "html", tmp_path / "trees"
+    Sphinx(*folders, "html", settings, status=None).build()
+    made = {name: (tmp_path / "html" / f"{name}.html").read_text("utf-8") for name in pages}
+    (link,) = re.findall(r"<a class=\"mq-term[^>]*>[^<]*</a>", made["index"])
+    (place,) = re.findall(r'href="glossary.html#([^"]+)"', link)
+    assert link.endswith(">step</a>") and 'title="What one step is worth."' in link
+    assert f'id="{place}"' in made["glossary"], "both words have one entry, so there is one link"
+    assert "mq-term" not in made["notation"] + made["glossary"]

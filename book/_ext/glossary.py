@@ -25,8 +25,9 @@ def entries(doctree: nodes.document) -> dict[str, tuple[str, str]]:
     found = {}
     for item in doctree.findall(nodes.definition_list_item):
         said = next(item.findall(nodes.definition)).astext().partition(" Ch. ")[0].strip()
-        for term in item.findall(nodes.term):
-            found[term.astext()] = (term["ids"][0], " ".join(said.split()))
+        terms = list(item.findall(nodes.term))
+        for term in terms:  # words of one entry lead to one place
+            found[term.astext()] = (terms[0]["ids"][0], " ".join(said.split()))
     return found
 
 
