@@ -128,6 +128,38 @@ def test_indices_and_italics():
     assert "".join(parts.itertext()).replace("\u200b", "") == "si < 2"
     assert [node.get("font-style") for node in parts][:1] == ["italic"]
 
+    down, back, up, again = (float(n.get("dy")[:-2]) for n in ElementTree.fromstring(
+        f"<text>{kit.rich('x_{i}^{2}')}</text>"))  # fmt: skip
+    assert down > 0 > up, "an index stands lower, a power higher"
+    assert 0.78 * down + back == pytest.approx(0, abs=0.01) == 0.78 * up + again
+
+
+def test_the_kit_draws_where_it_says():
+    panel = kit.Panel("title", "words", heading=False)
+    x, y = kit.Scale(-2, 2, 10, 210), kit.Scale(0, 4, 100, 20)
+    panel.curve(lambda v: v * v, x, y)
+    panel.axis(x, 150, [-1, 2])
+    panel.arrow((0, 0), (30, 40))
+    panel.block(1, 2, 3, 4, "blue")
+    curve, line, tick, label, *_ = svg = [*ElementTree.fromstring(panel.svg("p"))][2:]
+    points = [tuple(map(float, p.split())) for p in curve.get("d")[1:].split("L")]
+    assert points[0] == (10, 20) and points[40] == (110, 100) and points[60] == (160, 80)
+    assert line.get("d") == "M10 150L210 150" and tick.get("d") == "M60 146L60 154"
+    assert (label.get("x"), label.get("text-anchor"), label.text) == ("60", "middle", "−1")
+    shaft, head, bar = svg[6:]
+    assert shaft.get("d").startswith("M0 0") and head.get("d").startswith("M30 40")
+    assert bar.get("fill-opacity") is None and bar.get("width") == "3"
+
+
+def test_every_tone_has_a_colour_in_light_and_in_dark():
+    rules = shown.style()
+    for tone in kit.TONES:
+        assert f".mq-drawing .mq-{tone} {{ color: var(--mq-{tone}); }}" in rules
+        assert re.search(rf"--mq-{tone}: var\(--mq-light, #\w+\) var\(--mq-dark, #\w+\)", rules)
+    dark = r"\.mq-drawing \{ --mq-light: ; --mq-dark: initial;"
+    assert re.search(r'html\[data-theme="dark"\][^{]*' + dark, rules), "a page's switch"
+    assert re.search(r"@media \(prefers-color-scheme: dark\) \{[^{]*" + dark, rules), "a system's"
+
 
 # The numbers in a figure are the library's.
 

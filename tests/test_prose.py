@@ -18,6 +18,11 @@ SLIPS = {
     "A small network shall get weights of 4 bits.": "who decides",
     "We first of all round.": "not English",
     "Of course the grid holds zero.": "hurt",
+    "A word that has since long been used.": "not English",
+    "- a point\n- The weights wish to be integers.\n- a point": "no feelings",
+    ":::{admonition} A title\nThe weights wish to be integers.\n:::": "no feelings",
+    "```{admonition} A title\nThe weights wish to be integers.\n```": "no feelings",
+    "The scale is too large irregardless of the range.": "irregardless",
     "This is is a repetition.": "repeated",
     "A very unique scale.": "unique",
 }
@@ -52,14 +57,24 @@ def test_what_is_no_prose_or_fine_is_left_alone(tmp_path, text):
 def test_a_notebook_names_its_cell(tmp_path):
     cells = [
         {"cell_type": "code", "source": ["# the weights wish"]},
+        {"cell_type": "markdown", "source": ["The weights are\n", "few."]},
         {"cell_type": "markdown", "source": ["The weights wish\n", "for more."]},
     ]
     page = tmp_path / "page.ipynb"
     page.write_text(json.dumps({"cells": cells}), "utf-8")
     (found,) = prose.read(page)
-    assert str(found).startswith("page.ipynb, cell 1: “weights wish”")
+    assert str(found).startswith("page.ipynb, cell 2: “weights wish”")
 
 
 def test_every_page_of_the_book_is_read():
     names = {p.name for p in prose.pages()}
     assert {"intro.ipynb", "glossary.md", "teaching.md", "ch20_after.ipynb"} <= names
+
+
+def test_a_slip_fails_the_command(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    for text, status in (("The weights wish.", 1), ("The weights are few.", 0)):
+        page.write_text(text, "utf-8")
+        monkeypatch.setattr("sys.argv", ["prose.py", str(page)])
+        assert prose.main() == status
+        assert ("no feelings" in capsys.readouterr().out) == bool(status)
