@@ -28,7 +28,7 @@ rect { fill: var(--ink); }</style><body><article class="bd-article"><h1>A first 
 <div class="ws-root" style="width: 50px; height: 40px; background: red">
 <span role="img" aria-label="A red square."></span><button>Play</button></div>
 <svg viewBox="0 0 9 9" role="img" aria-label="ink">
-<title>Ink</title><rect width="9" height="9" class="x"/></svg>
+<title>Ink</title><rect width="9" height="9" class="x"/><rect style="display: none"/></svg>
 <img src="_images/dot.png"><details><summary><p class="collapsed">Show</p><p class="expanded">Hide
 </p></summary>code</details></article></body></html>"""
 SECOND = """<!DOCTYPE html><html lang="en"><title>t</title><body><article class="bd-article">
@@ -59,6 +59,8 @@ def test_two_pages_become_an_e_book(bound):
     assert set(named) == written - {"book.opf"}, "the list names all files and no others"
     assert named["one.xhtml"].get("properties") == "mathml svg"
     assert named["two.xhtml"].get("properties") is None
+    assert named["nav.xhtml"].get("properties") == "nav"
+    assert named["images/cover.png"].get("properties") == "cover-image"
     order = [i.get("idref") for i in listing.iter("{http://www.idpf.org/2007/opf}itemref")]
     ids = {i.get("id"): name for name, i in named.items()}
     assert [ids[k] for k in order] == ["nav.xhtml", "one.xhtml", "two.xhtml"]
@@ -71,6 +73,8 @@ def test_two_pages_become_an_e_book(bound):
 
 def test_a_page_keeps_what_can_be_read(bound):
     page = ElementTree.fromstring(bound.read("EPUB/one.xhtml"))  # well formed
+    assert page.get("lang") == "en", "a reader's voice must know"
+    assert [n.get("href") for n in page.iter(f"{H}link")] == ["book.css"]
     text = " ".join("".join(page.itertext()).split())
     assert "One & two across" in text and "again" in text
     assert not any(word in text for word in ("#", "Run", "Play", "var x", "Hide"))
@@ -87,7 +91,9 @@ def test_formulas_drawings_and_pictures(bound):
     math = next(page.iter(f"{M}math"))
     assert math.get("display") == "block" and not list(math.iter(f"{M}mlabeledtr"))
     assert ["".join(c.itertext()) for c in next(math.iter(f"{M}mtr"))] == ["x", "(7)"]
-    assert next(page.iter(f"{S}rect")).get("fill") == "rgb(1, 2, 3)", "no variables are needed"
+    shown, hidden = page.iter(f"{S}rect")
+    assert shown.get("fill") == "rgb(1, 2, 3)", "no variables are needed"
+    assert hidden.get("display") == "none" != shown.get("display")
     assert next(page.iter(f"{S}title")).attrib == {}, "paint belongs on shapes alone"
     widget, dot = page.iter(f"{H}img")
     assert widget.get("alt") == "A red square." and dot.get("alt") == ""
@@ -101,3 +107,14 @@ def test_without_a_browser_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("MINQ_BROWSER", "no-such-browser")
     with pytest.raises(FileNotFoundError, match="Install one"):
         epub.bind(tmp_path, Path("_toc.yml"), tmp_path / "out.epub")
+
+
+def test_links_that_lead_nowhere_are_named():
+    links = "".join(
+        f'<a href="{to}"/>' for to in ("two.xhtml#a", "gone.xhtml", "#a", "https://x.test/a")
+    )
+    files = {
+        "one.xhtml": f'<html xmlns="{H[1:-1]}">{links}</html>'.encode(),
+        "two.xhtml": b"<html/>",
+    }
+    assert list(epub.dangling(files)) == ["one.xhtml: gone.xhtml"]
