@@ -145,6 +145,20 @@ def test_what_the_page_brings_is_found_there_only(monkeypatch, tmp_path):
     assert live.given("net.npz") == tmp_path / "net.npz"
 
 
+def test_modules_that_came_later_are_found(monkeypatch, tmp_path):
+    """Python remembers what a folder had; in the page two files can come within one tick."""
+    import os
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert run("import minq_came_later")["status"] == "error"
+    before = tmp_path.stat()
+    (tmp_path / "minq_came_later.py").touch()
+    os.utime(tmp_path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run("import minq_came_later")["status"] == "error"
+    live.look_again()
+    assert run("import minq_came_later")["status"] == "ok"
+
+
 def test_only_cells_that_need_no_torch_are_live(tmp_path, monkeypatch):
     """The rule, on a notebook made here: what fails is not live, nor what rests on it."""
     import live_cells

@@ -238,7 +238,7 @@ def test_without_node_nothing_is_compiled(monkeypatch, tmp_path):
 
     (tmp_path / "pyodide.asm.wasm").write_bytes(b"")
     monkeypatch.setattr(ready.shutil, "which", lambda name: None)
-    assert ready.ready({"a.whl": b""}, tmp_path, tmp_path) is None
+    assert ready.ready({"a.whl": b""}, ["a.whl"], tmp_path, tmp_path) is None
 
 
 def test_what_node_made_is_kept_until_something_changes(monkeypatch, tmp_path):
@@ -249,18 +249,19 @@ def test_what_node_made_is_kept_until_something_changes(monkeypatch, tmp_path):
 
     def node(command, **_):
         runs.append(command)
-        given, made = map(Path, command[-2:])
+        given, made = map(Path, command[-3:-1])
         for path in given.iterdir():
             (made / path.name).write_bytes(path.read_bytes() * 2)
-        (made / ready.SNAPSHOT).write_bytes(b"memory")
+        for name in ready.MEMORY:
+            (made / name).write_bytes(command[-1].encode())
 
     monkeypatch.setattr(ready.shutil, "which", lambda name: name)
     monkeypatch.setattr(ready.subprocess, "run", node)
     for _ in range(2):
-        found = ready.ready({"a.whl": b"ab"}, tmp_path, tmp_path / "kept")
-        assert found == {"a.whl": b"abab", ready.SNAPSHOT: b"memory"}
+        found = ready.ready({"a.whl": b"ab"}, ["a.whl"], tmp_path, tmp_path / "kept")
+        assert found == {"a.whl": b"abab", **dict.fromkeys(ready.MEMORY, b"a.whl")}
     assert len(runs) == 1
-    assert ready.ready({"a.whl": b"c"}, tmp_path, tmp_path / "kept")["a.whl"] == b"cc"
+    assert ready.ready({"a.whl": b"c"}, [], tmp_path, tmp_path / "kept")["a.whl"] == b"cc"
     assert len(list((tmp_path / "kept").iterdir())) == 1, "the old ones are gone"
 
 
@@ -273,4 +274,4 @@ def test_a_node_that_fails_changes_nothing(monkeypatch, tmp_path):
     (tmp_path / "pyodide.asm.wasm").write_bytes(b"")
     monkeypatch.setattr(ready.shutil, "which", lambda name: name)
     monkeypatch.setattr(ready.subprocess, "run", fail)
-    assert ready.ready({"a.whl": b""}, tmp_path, tmp_path / "kept") is None
+    assert ready.ready({"a.whl": b""}, [], tmp_path, tmp_path / "kept") is None

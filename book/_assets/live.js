@@ -40,18 +40,15 @@
       port.onmessage = (e) => worker.postMessage(e.data);
     };
   <\/script>`;
-  const CODE = ["pyodide.asm.js", "pyodide.js", "live-worker.js"]; // the worker's script, in this order
+  const CODE = ["pyodide.asm.js", "pyodide.js", "live-libraries.js", "live-worker.js"]; // the worker's, in this order
   const NO_MEMORY = "This device has too little memory for Python in the page. The chapter reads without it; Colab" +
     " and Binder (the rocket at the top) run it elsewhere.";
   const FIGURE = /^[A-Za-z0-9+/=]+$/;
 
   // --- The files ----------------------------------------------------------------------------------------------------
 
-  async function load(bundle) { // { file name: Blob }
-    const names = bundles[bundle] ?? [];
-    return Object.fromEntries(await Promise.all(names.map(async (name) => [name, await parts.load(name)])));
-  }
-  const toLoad = (names) => Math.round(parts.toLoad(names.flatMap((name) => bundles[name] ?? [])) / 1e6);
+  const filesOf = (names) => names.flatMap((name) => bundles[name] ?? []);
+  const toLoad = (names) => Math.round(parts.toLoad(filesOf(names)) / 1e6);
 
   // --- One Python ---------------------------------------------------------------------------------------------------
 
@@ -63,9 +60,9 @@
       this.ready.catch(() => {});
     }
     async #start() {
-      const files = Object.assign({}, ...(await Promise.all(FIRST.map(load))));
-      const code = CODE.flatMap((name) => [files[name], "\n"]);
-      for (const name of CODE) delete files[name];
+      const code = CODE.map((name) => parts.load(name)); // first: the worker starts while the rest is on its way
+      const names = filesOf(FIRST).filter((name) => !CODE.includes(name)), files = names.map(parts.packed);
+      Promise.all(files).catch(() => {}); // asked below
       const { port1, port2 } = new MessageChannel();
       const frame = this.#frame = document.createElement("iframe");
       Object.assign(frame, { hidden: true, title: "Python", srcdoc: FRAME, tabIndex: -1 });
@@ -73,14 +70,18 @@
       frame.setAttribute("aria-hidden", "true");
       const shown = new Promise((done) => { frame.onload = done; });
       document.body.append(frame);
-      await shown;
       const ready = new Promise((done, fail) => { this.#isReady = { done, fail }; });
+      ready.catch(() => {});
       this.#port = port1;
       port1.onmessage = ({ data }) => this.#hear(data);
-      frame.contentWindow?.postMessage({ code }, "*", [port2]);
-      port1.postMessage({ kind: "start", files });
+      const script = (await Promise.all(code)).flatMap((text) => [text, "\n"]);
+      await shown;
+      frame.contentWindow?.postMessage({ code: script }, "*", [port2]);
+      port1.postMessage({ kind: "start", names });
+      await Promise.all(files.map((file, i) => this.#give(names[i], file)));
       await ready;
     }
+    async #give(name, file) { this.#port.postMessage({ kind: "file", name, file: await file }); }
     #hear({ kind, id, outputs, result, text }) {
       const run = this.#runs.get(id);
       if (kind === "ready") this.#isReady.done();
@@ -93,9 +94,10 @@
     }
     async add(names) {
       for (const name of names.filter((n) => !this.#has.has(n))) {
-        const files = await load(name);
+        const files = filesOf([name]);
+        await Promise.all(files.map((file) => this.#give(file, parts.packed(file))));
         this.#has.add(name);
-        this.#port.postMessage({ kind: "add", files });
+        this.#port.postMessage({ kind: "add", names: files });
       }
     }
     missing(names) { return names.filter((name) => !this.#has.has(name)); }
@@ -211,7 +213,7 @@
   }
   let editorReady;
   async function loadEditor() {
-    const { "editor.js": blob } = await load("editor"), src = URL.createObjectURL(blob);
+    const src = URL.createObjectURL(await parts.load("editor.js"));
     await new Promise((done, fail) => {
       document.head.append(minqElement("script", { src, onload: done, onerror: fail }));
     }).finally(() => URL.revokeObjectURL(src));

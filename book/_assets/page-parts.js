@@ -4,6 +4,7 @@
 //   minqParts.has(files)   whether this book was built with them
 //   minqParts.toLoad(files)      bytes on their way, without those that are here
 //   minqParts.load(file, onPiece)   a promise of the file's Blob; onPiece(bytes) is told of each piece that came
+//   minqParts.packed(file)          a promise of a Blob with the file as it came, gzip: a worker unpacks it itself
 //
 // A page on a disk may fetch nothing, but it may load scripts. So a file is a few scripts (book/_tools/pack.py), each
 // of which calls `minqPart` with a piece of it: gzip in base64. Which there are stands in the page's head:
@@ -14,7 +15,7 @@ window.minqParts = (() => {
   const table = JSON.parse(document.querySelector('meta[name="minq-parts"]')?.content ?? "{}");
   const { files = {}, bundles = {} } = table;
   const waiting = new Map(); // "file.hash 0" -> what takes the piece
-  const loadings = new Map(); // file -> promise of its Blob
+  const loadings = new Map(), asItCame = new Map(); // file -> promise of its Blob
   const damaged = (file) => new Error(`the file ${file} is damaged; load the page again, or build the book again`);
 
   window.minqPart = (stem, number, data) => {
@@ -43,15 +44,17 @@ window.minqParts = (() => {
     }).finally(() => script.remove());
   }
 
-  async function unpacked(file, onPiece) {
+  async function packed(file, onPiece) {
     if (!files[file]) throw new Error(`this book was built without the file ${file}`);
-    const [hash, count, size] = files[file];
+    const [hash, count] = files[file];
     const numbers = Array.from({ length: count }, (_, k) => k);
-    const pieces = await Promise.all(numbers.map((k) => piece(file, `${file}.${hash}`, k, onPiece)));
+    return new Blob(await Promise.all(numbers.map((k) => piece(file, `${file}.${hash}`, k, onPiece))));
+  }
+  async function unpacked(file, blob) {
+    const size = files[file][2];
     let whole;
     try {
-      const stream = new Blob(pieces).stream().pipeThrough(new DecompressionStream("gzip"));
-      whole = await new Response(stream).blob();
+      whole = await new Response(blob.stream().pipeThrough(new DecompressionStream("gzip"))).blob();
     } catch {
       throw damaged(file);
     }
@@ -60,18 +63,20 @@ window.minqParts = (() => {
     return whole;
   }
 
+  function once(loaded, file, begin) { // another try, after a failure, may have more luck
+    if (!loaded.has(file)) {
+      const coming = begin();
+      loaded.set(file, coming);
+      coming.catch(() => loaded.delete(file));
+    }
+    return loaded.get(file);
+  }
   return {
     bundles,
     has: (names) => names.every((name) => name in files),
-    toLoad: (names) => names.filter((name) => !loadings.has(name))
+    toLoad: (names) => names.filter((name) => !loadings.has(name) && !asItCame.has(name))
       .reduce((sum, name) => sum + (files[name]?.[3] ?? 0), 0),
-    load(file, onPiece = () => {}) {
-      if (!loadings.has(file)) {
-        const coming = unpacked(file, onPiece);
-        loadings.set(file, coming);
-        coming.catch(() => loadings.delete(file)); // another try may have more luck
-      }
-      return loadings.get(file);
-    },
+    packed: (file) => once(asItCame, file, () => packed(file, () => {})),
+    load: (file, onPiece = () => {}) => once(loadings, file, async () => unpacked(file, await packed(file, onPiece))),
   };
 })();

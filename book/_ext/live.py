@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE.parent / "_tools"))
 
 import live_cells  # noqa: E402
 import parts  # noqa: E402
-from ready import SNAPSHOT, ready  # noqa: E402
+from ready import MEMORY, ready  # noqa: E402
 
 logger = logging.getLogger(__name__)
 DATA = ROOT / "_build" / "live"
@@ -69,6 +69,17 @@ def without(content: bytes, unused: re.Pattern[str]) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as wheel:
         names = [name for name in wheel.namelist() if not unused.search(name)]
         return archive((name, wheel.read(name)) for name in names)
+
+
+def flat(content: bytes) -> bytes:
+    """A zip file's files behind each other: the page unpacks gzip faster than Python a zip file.
+
+    A line of JSON comes first, ``[[path, size], ...]``; live-worker.js reads it.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as whole:
+        files = [(name, whole.read(name)) for name in whole.namelist() if not name.endswith("/")]
+    sizes = json.dumps([[name, len(data)] for name, data in files])
+    return sizes.encode() + b"\n" + b"".join(data for _, data in files)
 
 
 def library() -> bytes:
@@ -139,13 +150,17 @@ def bundles(sources: parts.Sources) -> dict[str, dict[str, bytes]]:
     if matplotlib := wheels("matplotlib", sources):
         found["matplotlib"] = matplotlib
     archives = {n: v for of in found.values() for n, v in of.items() if n.endswith(ARCHIVES)}
-    if quick := ready(archives, parts.cache() / "pyodide", DATA):
-        for of in found.values():
-            of.update((name, quick[name]) for name in of if name in quick)
-        core[SNAPSHOT] = quick[SNAPSHOT]
+    quick = ready(archives, [*numpy, "book.zip"], parts.cache() / "pyodide", DATA)
+    if quick:
+        core.update((name, quick[name]) for name in MEMORY)
     else:
         logger.info("The cells of the book start slowly: node is needed to compile for them.")
-    found["book"]["live-worker.js"] = (ASSETS / "live-worker.js").read_bytes()
+    for bundle, of in found.items():
+        packed = {name: (quick or of)[name] for name in of if name.endswith(ARCHIVES)}
+        rest = {name: content for name, content in of.items() if name not in packed}
+        found[bundle] = rest | {f"{Path(n).stem}.files": flat(zip_) for n, zip_ in packed.items()}
+    for script in ("live-libraries.js", "live-worker.js"):
+        found["book"][script] = (ASSETS / script).read_bytes()
     found["weights"] = {weights().name: weights().read_bytes()}
     if folder := parts.fetch("codemirror", sources):
         found["editor"] = {"editor.js": editor(folder).encode()}

@@ -57,6 +57,17 @@ class OnFirstUse(MetaPathFinder):
         return spec
 
 
+def wait_for_use() -> None:
+    """From now on modules of SELDOM wait until they are used."""
+    if not any(isinstance(finder, OnFirstUse) for finder in sys.meta_path):
+        sys.meta_path.insert(0, OnFirstUse())
+
+
+def look_again() -> None:
+    """New files are there. ``importlib.invalidate_caches`` would import 25 modules to say so."""
+    sys.path_importer_cache.clear()
+
+
 def begin(emit: Callable[[str, str], None], data: str | None = None) -> None:
     """Get ready; from now on what cells show goes to ``emit(kind, text)``.
 
@@ -70,7 +81,8 @@ def begin(emit: Callable[[str, str], None], data: str | None = None) -> None:
     os.environ["MPLBACKEND"] = "module://minqbook.live_figures"
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # "this may take a moment"
     builtins.input = _no_input
-    sys.meta_path.insert(0, OnFirstUse())
+    wait_for_use()
+    look_again()
     if "random" in sys.modules:  # a Python from a snapshot would draw the same on every page
         sys.modules["random"].seed()
 
