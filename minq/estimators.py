@@ -28,6 +28,7 @@ from torch import Tensor
 from minq import ranges
 from minq._checks import check_count
 from minq.granularity import Granularity
+from minq.grid import Grid
 
 if TYPE_CHECKING:
     from minq.quantizer import Quantizer
@@ -120,18 +121,28 @@ class Grouped(Estimator):
 
 @dataclass(frozen=True, eq=False)
 class Shrunk(Estimator):
-    """A share of all the data's range, for each scale its own; ``minq.ptq.awq`` finds them.
-
-    It shrinks towards 0, or where a grid has a minimum, towards its middle.
-    """
+    """A share of all the data's range, for each scale its own; ``minq.ptq.awq`` finds them."""
 
     shares: Tensor
 
     def find(self, x, quantizer, granularity) -> Range:
         low, high = ranges.min_max(x, axis=granularity.axis, group=granularity.group)
-        center = 0 * low if quantizer.grid.whole else (low + high) / 2
-        shares = self.shares.to(low)
-        return center + shares * (low - center), center + shares * (high - center)
+        return shrunk(low, high, self.shares.to(low), quantizer.grid)
+
+
+SHARES = tuple(1 - k / 20 for k in range(10))
+"""Ranges that are tried where one is searched for, as shares of min-max."""
+
+
+def shrunk(low: Tensor, high: Tensor, share: Tensor | float, grid: Grid) -> Range:
+    """A share of a range, towards 0, or where a grid has a minimum, towards its middle.
+
+    >>> from minq.grid import Grid
+    >>> shrunk(-1.0, 3.0, 0.5, Grid(0, 3))
+    (-0.5, 1.5)
+    """
+    center = 0 * low if grid.whole else (low + high) / 2
+    return center + share * (low - center), center + share * (high - center)
 
 
 @dataclass(frozen=True)

@@ -301,6 +301,19 @@ def test_clipping_is_kept_with_the_network(data, tmp_path):
     assert minq.debug(q, seeded(), data, each=False).exact > 60
 
 
+def test_the_line_one_writes_first_is_as_good_as_any(data):
+    """Its default range is not asked where AWQ clips, and a decoder without biases gets none."""
+    model = seeded()
+    model.o.bias = model.down.bias = None
+    first = plain(equalize=AWQ(clip=True))
+    best = minq.ptq(model, data, **first)
+    plainly = {k: first[k] for k in ("weights", "activations", "per_channel", "group_size")}
+    q = minq.ptq(
+        model, data, rounding="nearest", equalize=AWQ(clip=True), progress=False, **plainly
+    )
+    assert torch.equal(q(data), best(data))
+
+
 def test_layers_that_stay_in_float_ask_for_nothing(data):
     model = seeded()
     q = minq.ptq(model, data, **plain(equalize=AWQ(), skip=["q", "k", "v", "gate", "up", "down"]))

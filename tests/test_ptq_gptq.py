@@ -9,12 +9,12 @@ import torch
 from networks import Lambda
 
 import minq
-from minq import fake_quantize, graph, ranges, scale_zero_point
+from minq import fake_quantize, floats, graph, ranges, scale_zero_point
 from minq.grid import Grid
 from minq.ptq import GPTQ, Nearest
 from minq.ptq import gptq as gptq_module
 from minq.ptq import rounding as rounding_module
-from minq.ptq.gptq import gptq
+from minq.ptq.gptq import gptq, hessian, inverse_factor, round_columns, round_in_ranges
 from minq.simulate import weight_quantizers
 
 
@@ -91,6 +91,56 @@ def test_grouped_convolution_is_one_task_a_group(group):
     for k in range(3):
         own = slice(2 * k, 2 * k + 2)
         torch.testing.assert_close(got.flatten(1)[own], gptq(w[own], x[k], scale[own], group=group))
+
+
+SHARES = (1.0, 0.9, 0.7)
+
+
+@pytest.mark.parametrize("behind", [0, 30])
+@pytest.mark.parametrize("levels", [Grid(-4, 3), floats.NF4])
+def test_a_group_gets_the_range_with_the_least_error_once_the_rest_made_up_for_it(levels, behind):
+    """What is left when w_r may be any real numbers is e^T (H_gg - H_gr H_rr^-1 H_rg) e."""
+    w, x = task(outputs=40, width=12 + behind)
+    H = hessian([x[None]])
+    U = inverse_factor(H, 0.01)
+    H = H[0] + 0.01 * H[0].diagonal().mean() * torch.eye(len(H[0]))
+    left = H[:12, :12]
+    if behind:
+        left = left - H[:12, 12:] @ torch.linalg.solve(H[12:, 12:], H[12:, :12])
+    w = w.double()
+    losses, rounded = [], []
+    for share in SHARES:
+        low, high = (share * v for v in ranges.min_max(w[:, :12], axis=0))
+        scale, _ = levels.cover(low, high, symmetric=True)
+        rounded.append(round_columns(w[:, :12], U[:, :12, :12], scale, 0, levels))
+        e = rounded[-1] - w[:, :12]
+        losses.append(((e @ left) * e).sum(1))
+    best = torch.stack(losses).argmin(0)
+    assert len(best.unique()) > 1
+    got, low, high = round_in_ranges(w, U, levels, symmetric=True, group=12, shares=SHARES)
+    torch.testing.assert_close(got[:, :12], torch.stack(rounded)[best, range(len(w))])
+    assert low.shape == high.shape == (len(w), -(-w.shape[1] // 12))
+    scale, _ = levels.cover(low, high, symmetric=True)
+    scale = scale.repeat_interleave(12, 1)[:, : w.shape[1]]
+    torch.testing.assert_close(levels.fake_quantize(got, scale, 0), got)
+
+
+@pytest.mark.parametrize("kind", [None, "integer", "real"])
+def test_ranges_chosen_on_the_way_in_the_pipeline(kind):
+    """One range for each output: of those that were tried none costs less, min-max among them."""
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(24, 10), torch.randn(300, 24) @ torch.randn(24, 24) / 5
+    given = {"weights": 3, "activations": None, "per_channel": True, "equalize": False}
+    given |= {"weight_range": "min_max", "weight_zero_point": kind, "progress": False}
+    lost = {}
+    for rounding in (GPTQ(damping=1e-9), GPTQ(damping=1e-9, clip=True)):
+        q = minq.ptq(model, x, rounding=rounding, **given)
+        with torch.no_grad():
+            lost[rounding.clip] = (q(x) - model(x)).square().sum(0)
+        ((name, quantizer),) = weight_quantizers(q).items()
+        w = graph.get(q, name.replace("_quantizer", "")).detach()
+        torch.testing.assert_close(quantizer(w), w, rtol=1e-5, atol=1e-6)
+    assert (lost[True] <= lost[False] * 1.001).all() and lost[True].sum() < 0.9 * lost[False].sum()
 
 
 def test_layers_that_read_one_tensor_share_its_factor(monkeypatch):

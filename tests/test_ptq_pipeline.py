@@ -241,6 +241,30 @@ def test_a_mean_that_few_tokens_make_is_not_taken_off_all_others(monkeypatch):
     assert ratio[1] > ratio[0] - 0.1
 
 
+@pytest.mark.parametrize("activation", [nn.Identity, nn.ReLU])
+def test_what_helps_most_tokens_must_not_spoil_one(activation):
+    """The first token is small and nearly right, as that which all others of a decoder look at; the
+    mean error of the others is none of its own."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), activation(), nn.Linear(16, 8))
+    x = torch.rand(32, 12, 16) + 0.5
+    settings = {"weights": 3, "activations": None, "equalize": False}
+    on, off = (ptq(model, x, rounding=Nearest(c), **settings) for c in (True, False))
+    assert not torch.equal(on.get_parameter("0.bias"), off.get_parameter("0.bias"))
+    x[:, 0] /= 100
+    on, off = (ptq(model, x, rounding=Nearest(c), **settings) for c in (True, False))
+    assert torch.equal(on.get_parameter("0.bias"), off.get_parameter("0.bias"))
+
+
+def test_layers_of_a_sequence_that_have_no_bias_are_given_none():
+    """No file of such a decoder has a place for it; nor is anything computed on the way to it."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 16, bias=False)), torch.rand(32, 12, 16)
+    for rows, given in ((x, False), (x[:, 0], True)):
+        q = ptq(model, rows, weights=2, activations=None, rounding="nearest")
+        assert (graph.bias_of(q, graph.layers(q)["0"]) is not None) == given
+
+
 def test_few_samples_do_not_correct_what_the_next_ones_have_not():
     """Errors without a mean: what the mean of a handful is, is chance."""
     torch.manual_seed(0)
@@ -316,7 +340,8 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, monkeypatch, st
     assert file.exists() and [p.name for p in tmp_path.iterdir()] == ["rounding.pt"]
     count = len(calls)
     monkeypatch.setattr(
-        rounding_module, "adaround",
+        rounding_module,
+        "adaround",
         lambda *a, **k: calls.append(1) or adaround_module.adaround(*a, **k),
     )
     resumed = ptq(model, x, checkpoint=file, **settings)

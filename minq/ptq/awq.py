@@ -31,7 +31,7 @@ from torch import Tensor, fx
 
 from minq import graph
 from minq._checks import as_float, check_count
-from minq.estimators import MinMax, Shrunk
+from minq.estimators import SHARES, MinMax, Shrunk
 from minq.ptq import equalize
 from minq.ptq.places import Place, places, scale_place
 from minq.ptq.walk import Walk, even_stride
@@ -42,9 +42,6 @@ Quantize = Callable[[Tensor], Tensor]
 
 POINTS = 20
 """Values of alpha that are tried, from 0 to 1."""
-
-SHARES = tuple(1 - k / 20 for k in range(10))
-"""Ranges that are tried for each group, as shares of min-max."""
 
 
 # --- The scales -----------------------------------------------------------------------------------
@@ -103,9 +100,7 @@ class Found(NamedTuple):
 
 
 @torch.no_grad()
-def search_scales(
-    readers: Sequence[Reader], activations: Tensor, *, points: int = POINTS
-) -> Found:
+def search_scales(readers: Sequence[Reader], activations: Tensor, *, points: int = POINTS) -> Found:
     """The alpha with the least error behind all readers of a tensor, and its scales.
 
     Args:

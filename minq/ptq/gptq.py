@@ -13,13 +13,14 @@ the inverse, H^-1 = U^T U, both are one line:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minq._checks import as_float, like
+from minq._checks import as_float, compute_dtype, like
+from minq.estimators import SHARES, shrunk
 from minq.granularity import Granularity
 from minq.grid import INT4, Grid, operands
 
@@ -132,23 +133,85 @@ def round_columns(
     flat = weight.detach().flatten(1)
     flat, s, z = operands(flat, scale, zero_point, grid, Granularity(0, group), "weight")
     groups, width = len(factor), flat.shape[1]
-
-    def columns(t: Tensor) -> Tensor:  # a copy, (groups, K, outputs), or 1 in place of K
-        turned = t.reshape(groups, -1, t.shape[1]).transpose(1, 2)
-        return turned.clone(memory_format=torch.contiguous_format)
-
     one_of = group or width
-    s, z = (columns(t.expand(len(flat), -1)[:, ::one_of]) if t.ndim else t for t in (s, z))
-    w, factor = columns(flat), factor.to(flat.dtype)
+    s, z = (_columns(t.expand(len(flat), -1)[:, ::one_of], groups) if t.ndim else t for t in (s, z))
+    w, factor = _columns(flat, groups), factor.to(flat.dtype)
     for first in range(0, width, _BLOCK):
-        last = min(first + _BLOCK, width)
-        errors = torch.zeros_like(w[:, first:last])
-        for j in range(first, last):
-            done = j - first
-            w_j = w[:, j] - (factor[:, None, first:j, j] @ errors[:, :done])[:, 0]
-            of_group = (t[:, j // one_of] if t.ndim else t for t in (s, z))
-            rounded = grid.fake_quantize(w_j, *of_group)
-            errors[:, done] = (w_j - rounded) / factor[:, j, j, None]
-            w[:, j] = rounded
-        w[:, last:] -= factor[:, first:last, last:].transpose(1, 2) @ errors
+        part = slice(first, min(first + _BLOCK, width))
+        of = [[t[:, j // one_of] if t.ndim else t for t in (s, z)] for j in range(width)[part]]
+        errors = _round_block(w[:, part], factor[:, part, part], of, grid)
+        w[:, part.stop :] -= factor[:, part, part.stop :].transpose(1, 2) @ errors
     return w.transpose(1, 2).reshape(weight.shape).contiguous().to(weight.dtype)
+
+
+@torch.no_grad()
+def round_in_ranges(
+    weight: Tensor,
+    factor: Tensor,
+    grid: Grid,
+    *,
+    symmetric: bool,
+    group: int | None = None,
+    shares: Sequence[float] = SHARES,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``round_columns`` where each group's range is chosen when its turn comes.
+
+    By then its cost is known, whatever becomes of the columns behind it, which will still make good
+    for it: with the errors e_j = w_j - w~_j it is the sum of (e_j / U_jj)^2 over the group. So the
+    group is rounded once in each of some ranges, and the cheapest stays.
+
+    Args:
+        weight, factor, grid, group: as for ``round_columns``.
+        symmetric: whether the grid has no zero-point.
+        shares: the ranges, as shares of that of the weights, which have moved by then.
+
+    Returns:
+        As ``gptq``, and low and high of each group, in the shape of its scale.
+
+    >>> w, U = torch.tensor([[0.5, 0.5, 0.6]]), torch.eye(3)[None]
+    >>> round_in_ranges(w, U, Grid(-2, 1), symmetric=True, shares=(1.0, 5 / 6))[0]
+    tensor([[0.5000, 0.5000, 0.5000]])
+    """
+    flat = weight.detach().flatten(1)
+    w = _columns(flat.to(compute_dtype(flat)), len(factor))
+    factor, width, ends = factor.to(w.dtype), w.shape[1], []
+    for first in range(0, width, group or width):
+        part = slice(first, min(first + (group or width), width))
+        block = w[:, part]
+        given = block.amin(1), block.amax(1)  # (groups, outputs)
+        low, high = (
+            torch.cat(v, 1) for v in zip(*(shrunk(*given, k, grid) for k in shares), strict=True)
+        )
+        scale, zero_point = grid.cover(low, high, symmetric=symmetric)
+        each = block.repeat(1, 1, len(shares))
+        of = [(scale, zero_point.to(scale.dtype))] * block.shape[1]
+        errors = _round_block(each, factor[:, part, part], of, grid)
+        outputs = block.shape[2]
+        best = errors.square().sum(1).unflatten(1, (-1, outputs)).argmin(1)
+        best = best * outputs + torch.arange(outputs, device=w.device)  # its place in ``each``
+        w[:, part] = torch.take_along_dim(each, best[:, None], 2)
+        errors = torch.take_along_dim(errors, best[:, None], 2)
+        w[:, part.stop :] -= factor[:, part, part.stop :].transpose(1, 2) @ errors
+        ends.append(torch.stack([t.gather(1, best).flatten() for t in (low, high)]))
+    low, high = torch.stack(ends, -1) if group else ends[0]  # (2, outputs, groups) or (2, outputs)
+    return w.transpose(1, 2).reshape(weight.shape).contiguous().to(weight.dtype), low, high
+
+
+def _columns(t: Tensor, groups: int) -> Tensor:
+    """(outputs, K), or 1 in place of K, as (groups, K, outputs / groups): a copy."""
+    turned = t.reshape(groups, -1, t.shape[1]).transpose(1, 2)
+    return turned.clone(memory_format=torch.contiguous_format)
+
+
+def _round_block(w: Tensor, factor: Tensor, of: Sequence[Sequence[Tensor]], grid: Grid) -> Tensor:
+    """Round the columns w (groups, n, outputs) in place, and give their errors over U_jj.
+
+    factor: these columns' square of U. of: scale and zero-point of each column.
+    """
+    errors = torch.zeros_like(w)
+    for j, parts in enumerate(of):
+        w_j = w[:, j] - (factor[:, None, :j, j] @ errors[:, :j])[:, 0]
+        rounded = grid.fake_quantize(w_j, *parts)
+        errors[:, j] = (w_j - rounded) / factor[:, j, j, None]
+        w[:, j] = rounded
+    return errors

@@ -31,7 +31,7 @@ from minq.graph.batches import as_batches, batches_of
 from minq.ptq import channels, readers
 from minq.ptq.before import set_rounded_weight
 from minq.ptq.checkpoint import Store
-from minq.ptq.correction import correct_bias
+from minq.ptq.correction import correct_bias, may_have_bias
 from minq.ptq.datafree import Moments, calibrate_without_data
 from minq.ptq.rounding import AdaRound, Nearest, Rounding, as_rounding
 from minq.ptq.walk import Walk, even_stride
@@ -226,7 +226,7 @@ def calibrate(
                     rounded, *ends = kept
                     quantizer.set_range(*ends)
                     set_rounded_weight(gm, node, rounded)
-                if rounding.correct_bias:
+                if rounding.correct_bias and may_have_bias(node):
                     correct_bias(gm, node, walk)
                 bar.update(name)
             if node is todo[-1]:
@@ -248,7 +248,7 @@ def _is_step(node: fx.Node, rounding: Rounding) -> bool:
         return node.args[0].op != "get_attr"
     if not (graph.is_layer(node) and is_weight(graph.weight_node(node))):
         return False
-    return rounding.rounds(node) or rounding.correct_bias
+    return rounding.rounds(node) or (rounding.correct_bias and may_have_bias(node))
 
 
 def _set_activation_range(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> float:

@@ -22,7 +22,7 @@ from minq import graph
 from minq._checks import by_name, check_count, compute_dtype
 from minq.ptq import heldout
 from minq.ptq.adaround import adaround
-from minq.ptq.gptq import hessian, inverse_factor, round_columns
+from minq.ptq.gptq import hessian, inverse_factor, round_columns, round_in_ranges
 from minq.ptq.walk import Walk, activation_of, sample_inputs, sample_rows
 from minq.quantizer import Quantizer
 
@@ -167,16 +167,19 @@ class GPTQ(_OnRows):
     Args:
         rows, seed, correct_bias: see ``AdaRound``.
         damping: share of the mean diagonal that is added to the diagonal of x^T x.
+        clip: choose the range of each group of weights, or of each output, by the loss that is
+            minimized, when its turn comes; without, the scheme's ``weight_range`` finds it, or what
+            equalizes. See ``minq.ptq.gptq.round_in_ranges``.
     """
 
     reads_exact: ClassVar[bool] = False
 
     damping: float = 0.01
+    clip: bool = False
 
     def round(self, gm: fx.GraphModule, node: fx.Node, walk: Walk) -> Tensor:
         quantizer, source = _quantizer_of(gm, node), graph.input_of(node)
-        scale, zero_point = (v.detach() for v in quantizer.scale_zero_point())
-        weight = graph.weight_of(gm, node)
+        weight, group = graph.weight_of(gm, node), quantizer.granularity.group
 
         def factor() -> Tensor:
             generator = torch.Generator().manual_seed(self.seed)
@@ -184,10 +187,15 @@ class GPTQ(_OnRows):
             return inverse_factor(hessian(x.to(compute_dtype(x)) for x in rows), self.damping)
 
         shared = graph.op(node) == "linear"  # all that read one tensor read the same rows of it
-        return round_columns(
-            weight, walk.once(source, "factor", factor) if shared else factor(),
-            scale, zero_point, quantizer.grid, group=quantizer.granularity.group,
-        )  # fmt: skip
+        U = walk.once(source, "factor", factor) if shared else factor()
+        if self.clip and quantizer.granularity.axis == 0:
+            rounded, low, high = round_in_ranges(
+                weight, U, quantizer.grid, symmetric=quantizer.symmetric, group=group
+            )
+            quantizer.set_range(low, high)
+            return rounded
+        scale, zero_point = (v.detach() for v in quantizer.scale_zero_point())
+        return round_columns(weight, U, scale, zero_point, quantizer.grid, group=group)
 
 
 def _quantizer_of(gm: fx.GraphModule, node: fx.Node) -> Quantizer:

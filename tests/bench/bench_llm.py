@@ -77,15 +77,19 @@ def minq_nearest(task: Task, zero_point: str | None = None) -> Made:
 
 
 def minq_ptq(
-    task: Task, zero_point: str | None = None, rounding: str = "gptq", awq: bool = False
+    task: Task,
+    zero_point: str | None = None,
+    rounding: str | minq.ptq.GPTQ = "gptq",
+    awq: bool = False,
+    grid: minq.Grid | None = None,
 ) -> Made:
     """GPTQ or rounding to nearest, behind AWQ's scaling where this is asked for."""
     how, bits = scheme(task, zero_point)
-    if awq:  # which looks for the ranges by itself
-        how = replace(how, weight_range="min_max")
+    if grid is not None:
+        _only(task.bits == grid.bits, f"it has {grid.bits} bits")
+        how = replace(how, weights=grid)
     q = minq.ptq(
-        task.model, task.rows.split(4), scheme=how,
-        rounding="gptq" if rounding == "gptq" else minq.ptq.Nearest(correct_bias=False),
+        task.model, task.rows.split(4), scheme=how, rounding=rounding,
         equalize=minq.ptq.AWQ(clip=True) if awq else False, progress=False,
     )  # fmt: skip
     for quantizer in minq.simulate.weight_quantizers(q).values():
@@ -271,6 +275,11 @@ PEERS: dict[str, tuple[str, Callable[[Task], Made]]] = {
     "minq-GPTQ-minimum": ("minq", partial(minq_ptq, zero_point="real")),
     "minq-AWQ": ("minq", partial(minq_ptq, rounding="nearest", awq=True)),
     "minq-AWQ-GPTQ": ("minq", partial(minq_ptq, awq=True)),
+    "minq-AWQ-GPTQ-NF4": ("minq", partial(minq_ptq, awq=True, grid=minq.floats.NF4)),
+    "minq-AWQ-GPTQ-NF4-clip": (
+        "minq",
+        partial(minq_ptq, awq=True, grid=minq.floats.NF4, rounding=minq.ptq.GPTQ(clip=True)),
+    ),
     "minq-AWQ-GPTQ-minimum": ("minq", partial(minq_ptq, zero_point="real", awq=True)),
     "torchao-int4": ("torchao", partial(torchao, kind="int4")),
     "torchao-symmetric": ("torchao", partial(torchao, kind="symmetric")),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import minq
+from minq import floats
 from minq.cache import Cache
 from minq.measures import kl_divergence
 from minq.ptq import AWQ, GPTQ, Nearest, ptq
@@ -80,7 +81,7 @@ def bits_per_weight(bits: int, group: int, zero_point: str | None, inputs: int =
 
 
 def scheme(
-    bits: int, group: int, zero_point: str | None = None, weight_range: str = "mse"
+    bits: int | minq.Grid, group: int, zero_point: str | None = None, weight_range: str = "mse"
 ) -> minq.Scheme:
     """Weights in groups of an output channel, activations in float, the words left alone."""
     return minq.Scheme(
@@ -115,6 +116,15 @@ NEAREST: dict[str, tuple[str | None, str]] = {
 """Ways to round to nearest: the zero-point, and the rule for the range."""
 
 
+BY_DATA: dict[str, dict[str, Any]] = {
+    "gptq": {"rounding": GPTQ(), "equalize": False},
+    "awq": {"rounding": Nearest(), "equalize": AWQ(clip=True)},
+    "awq, gptq": {"rounding": GPTQ(), "equalize": AWQ(clip=True)},
+    "awq, gptq, nf4": {"rounding": GPTQ(), "equalize": AWQ(clip=True)},
+}
+"""Ways that look at data; the last one on the levels of NF4."""
+
+
 def _quantized(cell: dict[str, Any]) -> nn.Module:
     """The decoder of a row of weights."""
     method, bits, group = cell["method"], cell["bits"], cell["group"]
@@ -124,10 +134,9 @@ def _quantized(cell: dict[str, Any]) -> nn.Module:
     q = ptq(
         model,
         _tokens("calibration", CALIBRATION),
-        scheme=scheme(bits, group, None, "min_max" if method == "awq" else "mse"),
-        rounding=GPTQ() if method == "gptq" else Nearest(correct_bias=False),
-        equalize=AWQ(clip=True) if method == "awq" else False,
+        scheme=scheme(floats.NF4 if method.endswith("nf4") else bits, group),
         progress=False,
+        **BY_DATA[method],
     )
     return zoo.rebuilt(q, model)
 
@@ -296,6 +305,8 @@ def cells() -> Iterator[dict[str, Any]]:
     yield cell("weights", "gptq", 2, 32)
     for bits, group in ((4, 32), (3, 32), (4, 128)):
         yield cell("weights", "awq", bits, group)
+    for method in ("awq, gptq", "awq, gptq, nf4"):
+        yield cell("weights", method, 4, 32)
 
 
 def cell(chosen: dict[str, Any]) -> dict[str, Any]:
