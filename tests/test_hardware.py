@@ -84,7 +84,7 @@ def test_requantizer_equals_minq(bits, signed, narrow, rounding):
     rng = np.random.default_rng(bits)
     program = icarus.compiled(
         "test_requantize",
-        ("requantize.v", "test_requantize.v"),
+        ("element.v", "requantize.v", "test_requantize.v"),
         BITS=bits,
         SIGNED=int(signed),
         NARROW_RANGE=int(narrow),

@@ -1,6 +1,7 @@
 """C code equals the network on integers, bit for bit, whatever GCC makes of it."""
 
 import re
+import subprocess
 from itertools import cycle, permutations
 
 import pytest
@@ -138,6 +139,47 @@ def test_the_code_has_no_float_no_heap_and_one_header_of_c(detector):
     assert f"ARENA_BYTES {files.arena_bytes}\n" in text
     for layer in ("stem_0", "heads_0_0_0"):
         assert f": {layer}, " in text  # a comment names it, with its shapes
+
+
+def done(command, folder):
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+class Clash(nn.Module):
+    """A result called as a constant of the layer behind it, an input called as no name in C++."""
+
+    def __init__(self):
+        super().__init__()
+        self.a_weight, self.a = nn.Embedding(5, 3), nn.Linear(3, 2)
+
+    def forward(self, new):
+        return self.a(self.a_weight(new))
+
+
+@needs_gcc
+@pytest.mark.skipif(bool(toolchain.missing("g++")), reason=toolchain.missing("g++"))
+def test_two_networks_are_linked_into_a_program_of_cpp(tmp_path):
+    """It prints both answers, number by number."""
+    tokens, calls, expected = torch.arange(4)[None], "", []
+    for name in ("one", "other"):
+        q = quantized(Clash(), tokens)
+        net = minq.to_integer(q)
+        out = minq.to_c(net, tmp_path, name=name).outputs[0]
+        (y,) = [v for k, v in net.trace(tokens).items() if k == "a.quantizer"]
+        expected += y.flatten().tolist()
+        calls += f'{{ {out.dtype} y[8]; {name}(x, y); for (int v : y) std::printf("%d ", v); }}\n'
+    main = tmp_path / "main.cpp"
+    main.write_text(f"""#include "one.h"
+#include "other.h"
+#include <cstdio>
+int main() {{ const int32_t x[] = {{0, 1, 2, 3}};
+{calls}}}
+""")
+    for source in ("one.c", "other.c"):
+        done(["gcc", *toolchain.STRICT, "-Wshadow", "-c", source], tmp_path)
+    objects = ["one.o", "other.o"]
+    done(["g++", "-Wall", "-Werror", "main.cpp", *objects, "-o", "both"], tmp_path)
+    assert [*map(int, done(["./both"], tmp_path).split())] == expected
 
 
 def test_results_that_live_at_once_do_not_overlap(detector):

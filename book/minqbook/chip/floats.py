@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from minq import graph
 from minq.deploy.c import CNetwork
+from minq.deploy.c.constants import CArray
 from minq.deploy.c.emit import Emitter, weight_rows
 from minq.deploy.c.lower import Lowering
 from minq.deploy.c.steps import Call
@@ -261,5 +262,5 @@ class FloatEmitter(Emitter):
 
     def constant(self, array: Array) -> None:
         assert array.values is not None
-        scale = self.scales[array.name]
-        self._floats(self.name(array), array.values.double() * scale)
+        values = array.values.double() * self.scales[array.name]
+        self.arrays.append(CArray(self.name(array), "float", values.flatten().tolist()))

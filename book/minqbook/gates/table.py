@@ -1,4 +1,4 @@
-"""What is counted: elements, arrays, floats, and how often their gates switch."""
+"""What is counted: elements, arrays, requantizers, floats, and how often their gates switch."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ def cells() -> Iterator[Cell]:
         yield cell("switching", variant=name)
     for name in ("float32", "bfloat16"):
         yield cell(name, variant="flush")
+    for b in (4, 8):
+        yield cell("requantize", x=b)
     for b in BITS:
         for a in (32, safe(b, b)):
             yield cell("array 8 x 8", b, b, a)
@@ -72,6 +74,8 @@ def measure(cell: Cell, command: str | None = None) -> dict[str, Any]:
 
 def unit(cell: Cell) -> tuple[str, tuple[str, ...]]:
     """The module of a cell, and its sources."""
+    if cell["unit"] == "requantize":
+        return "requantize", ("element.v", "requantize.v")
     return ("float_mac", ("float.v",)) if cell["unit"] in FLOATS else ("mac_array", INTEGER)
 
 
@@ -80,6 +84,8 @@ def parameters(cell: Cell) -> dict[str, int]:
     if cell["unit"] in FLOATS:
         values = zip(("EXPONENT", "FRACTION", "INFINITE"), FLOATS[cell["unit"]], strict=True)
         return dict(values) | {"FLUSH": int(cell["variant"] == "flush")}
+    if cell["unit"] == "requantize":
+        return {"BITS": cell["input_bits"]}
     side = 8 if "array" in cell["unit"] else 1
     return {
         "ROWS": side,

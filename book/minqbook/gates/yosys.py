@@ -134,7 +134,12 @@ def _plain(name: str, module: dict[str, Any]) -> str:
     return str(module["attributes"].get("hdlname", name)).lstrip("\\")
 
 
-_PARTS = {"multiply": "multiplier", "float_multiply": "multiplier", "extra_channel": "extra"}
+_PARTS = {
+    "multiply": "multiplier",
+    "wide_multiply": "multiplier",
+    "float_multiply": "multiplier",
+    "extra_channel": "extra",
+}
 
 
 def _count(name: str, modules: dict[str, Any], part: str) -> Counter[str]:

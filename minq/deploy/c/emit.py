@@ -20,9 +20,13 @@ WORDS = {
     "extern", "float", "for", "goto", "if", "inline", "int", "long", "main", "register", "restrict",
     "return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union",
     "unsigned", "void", "volatile", "while",
-    "window", "rescaling", "copying", "arena",
+    "alignas", "alignof", "and", "asm", "bool", "catch", "class", "compl", "constexpr", "decltype",
+    "delete", "explicit", "export", "false", "friend", "mutable", "namespace", "new", "noexcept",
+    "not", "nullptr", "operator", "or", "private", "protected", "public", "template", "this",
+    "throw", "true", "try", "typeid", "typename", "using", "virtual", "xor",
+    "window", "rescaling", "copying", "arena", "lower", "upper", "requantize",
 }  # fmt: skip
-"""What C or our own text means otherwise."""
+"""What C, C++ or our own text means otherwise."""
 
 
 def shape_of(array: Array) -> str:
@@ -49,6 +53,7 @@ class Emitter:
         self.arrays: list[CArray] = []
         self.functions: dict[str, str] = {}  # name -> code
         self.structs: dict[str, str] = {}  # name -> its line
+        self.taken: set[str] = set()  # names of results, which would hide a constant's
         self._shared: dict[tuple, str] = {}
 
     def base(self) -> str:
@@ -80,7 +85,7 @@ class Emitter:
     def pointer(self, array: Array) -> str:
         """A line that says where a result lies in the arena."""
         ctype, at = self.ctype(array), self.places[array.name]
-        return f"    {ctype} *const {self.name(array)} = ({ctype} *)(arena.bytes + {at});"
+        return f"    {ctype} *const {self.name(array)} = (void *)(arena.bytes + {at});"
 
     # --- constants --------------------------------------------------------------------------------
 
@@ -89,7 +94,7 @@ class Emitter:
         values = list(values)
         key = (ctype, tuple(values))
         if len(values) > 4 or key not in self._shared:
-            name = f"ONE_{len(self._shared)}" if len(values) == 1 else name
+            name = f"ONE_{len(self._shared)}" if len(values) == 1 else self._free(name)
             self.arrays.append(CArray(name, ctype, values))
             self._shared[key] = name
         return self._shared[key]
@@ -112,8 +117,12 @@ class Emitter:
         parts += [f".{flag} = 1" for flag, each in flags if each]
         return self.struct("rescaling", f"{name}_rescaling", ", ".join(parts))
 
+    def _free(self, name: str) -> str:
+        return self._free(f"{name}_") if name in self.taken else name
+
     def struct(self, kind: str, name: str, fields: str) -> str:
         """The address of a constant struct."""
+        name = self._free(name)
         line = f"static const {kind} {name} = {{{fields}}};"
         self.structs[name] = "\n".join(textwrap.wrap(line, 116, subsequent_indent="    "))
         return f"&{name}"
@@ -235,7 +244,7 @@ class Emitter:
     def _patch(self, call: Call) -> str:
         """Where it lies in the arena."""
         at = self.places[call.writes.name + SCRATCH]
-        return f"({self.patch(call)} *)(arena.bytes + {at})"
+        return f"(void *)(arena.bytes + {at})"
 
     def _depthwise(self, call: Call) -> list[str]:
         return self._layer(call, self._patch(call), end=(self._window(call),))
@@ -325,4 +334,5 @@ class Emitter:
         values = array.values
         if array.values.shape == array.shape:
             values = in_memory(array.values, array.channels_last)
-        self.array(self.name(array), C_TYPES[array.dtype], values.flatten().tolist())
+        found = CArray(self.name(array), C_TYPES[array.dtype], values.flatten().tolist())
+        self.arrays.append(found)

@@ -83,7 +83,7 @@ static void depthwise_S(const $x *x, $y *restrict y, $p *restrict taps, const $w
         const int32_t left = inputs - first, n = left < LANES ? left : LANES;
         for (int32_t t = 0; t < places; t++)
             for (int32_t c = 0; c < n; c++)
-                taps[t * LANES + c] = WEIGHT(w + t * $row, first + c);
+                taps[t * LANES + c] = ($p)WEIGHT(w + t * $row, first + c);
         $y *out = y + first;
         for (int32_t oy = 0; oy < s->out_height; oy++)
             for (int32_t ox = 0; ox < s->out_width; ox++, out += inputs) {

@@ -119,21 +119,26 @@ static int32_t dot_X_i4(const $p *x, const int8_t *w, int32_t n, int32_t sum)
 static void four_X_i4(const $p *x, const int8_t *w, int32_t row, int32_t n, const int32_t *bias,
                       int32_t *sum)
 {
-    const int32_t half = (n + 1) / 2;
+    const int32_t half = (n + 1) / 2, both = n - half;
     const int8_t *w1 = w + row, *w2 = w1 + row, *w3 = w2 + row;
+    const $p *y = x + half;
     int32_t a = bias[0], b = bias[1], c = bias[2], d = bias[3];
-    for (int32_t i = 0; i < half; i++) {
-        a += x[i] * lower(w[i]);
-        b += x[i] * lower(w1[i]);
-        c += x[i] * lower(w2[i]);
-        d += x[i] * lower(w3[i]);
+    for (int32_t i = 0; i < both; i++) {
+        const int32_t first = x[i], second = y[i];
+        a += first * lower(w[i]); /* a product a line: one instruction multiplies and adds */
+        a += second * upper(w[i]);
+        b += first * lower(w1[i]);
+        b += second * upper(w1[i]);
+        c += first * lower(w2[i]);
+        c += second * upper(w2[i]);
+        d += first * lower(w3[i]);
+        d += second * upper(w3[i]);
     }
-    x += half;
-    for (int32_t i = 0; i < n - half; i++) {
-        a += x[i] * upper(w[i]);
-        b += x[i] * upper(w1[i]);
-        c += x[i] * upper(w2[i]);
-        d += x[i] * upper(w3[i]);
+    if (both < half) {
+        a += x[both] * lower(w[both]);
+        b += x[both] * lower(w1[both]);
+        c += x[both] * lower(w2[both]);
+        d += x[both] * lower(w3[both]);
     }
     sum[0] = a, sum[1] = b, sum[2] = c, sum[3] = d;
 }

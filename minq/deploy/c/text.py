@@ -15,6 +15,7 @@ def files(
     name: str, low: Lowering, calls: Sequence[Call], plan: Sequence[Placed], emitter: Emitter
 ) -> tuple[str, str]:
     """name.c and name.h."""
+    emitter.taken = {emitter.name(a) for call in calls for a in (*call.reads, call.writes)}
     body = _body(calls, plan, emitter)  # first, since it finds what constants there are
     for array in dict.fromkeys(a for c in calls for a in c.reads if a.where == "constant"):
         emitter.constant(array)
@@ -84,7 +85,8 @@ def _header(name: str, low: Lowering, emitter: Emitter, size: int) -> str:
     for array, real in low.outputs:
         lines += ["", f"/* Output {array.name}: {shape_of(array)}, scale (y - zero point) */"]
         lines += _numbers(big, array, real.scales[0], real.zeros[0])
-    lines += ["", _USE.replace("NAME", big), f"{_signature(name, low, emitter)};", "", "#endif", ""]
+    declared = f"{_signature(name, low, emitter)};"
+    lines += ["", _USE.replace("NAME", big), _C_IN_CPP.replace("DECLARED", declared), "#endif", ""]
     return "\n".join(lines)
 
 
@@ -93,6 +95,16 @@ _USE = """\
    hundred bytes. All calls share one static arena of NAME_ARENA_BYTES bytes, so no call may
    interrupt another. Weights are static const: they stay in flash. Arrays need no other
    alignment than their type has, and the code runs in either byte order. */"""
+
+_C_IN_CPP = """\
+#ifdef __cplusplus
+extern "C" {
+#endif
+DECLARED
+#ifdef __cplusplus
+}
+#endif
+"""
 
 
 def _numbers(big: str, array: Array, scale, zero: int) -> list[str]:
