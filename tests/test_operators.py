@@ -178,6 +178,7 @@ ROWS = {
     "zeros": lambda y: torch.cat([y, torch.zeros(y.size(0), 1, 6)], 1),
     "zeros_like": lambda y: torch.cat([y, torch.zeros_like(y)], 1),
     "new_zeros": lambda y: torch.cat([y, y.new_zeros(y.size(0), 1, 6)], 1),
+    "zero": lambda y: torch.cat([y, y.clone().zero_()], 1),
     "ones": lambda y: torch.cat([y, torch.ones(y.size(0), 1, 6)], 1),
     "ones_like": lambda y: torch.cat([y, torch.ones_like(y)], 1),
     "new_ones": lambda y: torch.cat([y, y.new_ones(y.size(0), 1, 6)], 1),
@@ -193,7 +194,6 @@ ROWS = {
     # what stays in float
     "_safe_softmax": lambda y: aten._safe_softmax(y, -1),
     "nan_to_num": lambda y: y.nan_to_num(),
-    "mv": lambda y: torch.mv(y[:, 0], torch.ones(6)).unsqueeze(1),
     "dot": lambda y: y[:, 0] * torch.dot(y[0, 0], y[0, 1]),
     "bilinear": WithItself(6, 6, 3),
 }
@@ -259,7 +259,7 @@ UNREACHED = {
         "minq.export writes it as layers and elements, see test_recurrent.py and test_masks.py",
     ),
     **dict.fromkeys(
-        ("addmm", "baddbmm", "addmv", "einsum"),
+        ("addmm", "baddbmm", "addmv", "mv", "inner", "tensordot", "einsum"),
         "minq.export writes it as matmul, see test_rewrite.py",
     ),
 }

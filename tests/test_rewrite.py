@@ -1,5 +1,7 @@
 """One form for what is written in many ways: layers, products, and weights that are computed."""
 
+import warnings
+
 import pytest
 import torch
 from networks import Lambda, noise
@@ -37,6 +39,9 @@ LAYERS = {
         w=p(4, 4, 5),
     ),
     "weight first": linear(lambda m, x: torch.einsum("oc,bcn->bon", m.w, x), w=p(8, 9)),
+    "no arrow": linear(lambda m, x: torch.einsum("bnd,dk", x, m.w), w=p(16, 8)),
+    "inner": linear(lambda m, x: torch.inner(x, m.w), w=p(8, 16)),
+    "tensordot": linear(lambda m, x: torch.tensordot(x, m.w, ([2], [1])), w=p(8, 16)),
     "dots": linear(lambda m, x: torch.einsum("...d,kd->...k", x, m.w), w=p(8, 16)),
     "slice": linear(lambda m, x: F.linear(x, m.w[8:24], m.b[8:24]), w=p(32, 16), b=p(32)),
     "turned": linear(lambda m, x: x @ m.w.t(), w=p(8, 16)),
@@ -75,6 +80,24 @@ def test_sums_over_indices_of_two_tensors_are_products(equation):
     assert "einsum" not in map(graph.op, gm.graph.nodes)
     with torch.no_grad():
         assert minq.sqnr(model(X), gm(X)) > 120
+
+
+def test_a_sum_over_indices_of_three_tensors_is_a_layer_for_each_parameter():
+    model = Lambda(lambda m, x: torch.einsum("ck,bnd,dc->bnk", m.w, x, m.v), w=p(3, 8), v=p(16, 3))
+    gm = minq.capture(model, X)
+    assert len(graph.layers(gm)) == 2
+    with torch.no_grad():
+        assert minq.sqnr(model(X), gm(X)) > 120
+
+
+def test_what_is_made_with_fixed_sizes_is_a_weight_whatever_it_takes_its_type_from():
+    def forward(m, x):
+        return F.conv1d(x, x.new_ones(9, 1, 3) / 3, groups=9)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        q = minq.ptq(Lambda(forward), X, rounding="nearest")
+    assert len(weight_quantizers(q)) == 1
 
 
 @pytest.mark.parametrize("function, shape, scales", [

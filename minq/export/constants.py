@@ -28,6 +28,8 @@ def fold_constants(gm: fx.GraphModule) -> fx.GraphModule:
             value = graph.get(gm, node.target)
             if isinstance(value, torch.Tensor):
                 values[node], origins[node] = value.detach(), {node}
+        elif (value := _made(gm, node)) is not None:
+            values[node], origins[node] = value, set()
         elif _decided(node, values):
             origins[node] = set().union(*(origins[x] for x in node.all_input_nodes))
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
@@ -71,6 +73,17 @@ def _decided(node, values) -> bool:
     return bool(node.all_input_nodes) or (
         graph.traits(node).role == "make" and graph.op(node) != "empty"
     )
+
+
+def _made(gm, node) -> torch.Tensor | None:
+    """What ``x.new_ones(3)`` gives: of ``x`` only the type counts, where the sizes are fixed."""
+    if graph.traits(node).role != "make" or not node.all_input_nodes:
+        return None
+    number, like = graph.fill_value(node), node.meta["val"]
+    if not isinstance(number, float) or not all(map(graph.is_fixed, like.shape)):
+        return None
+    made = torch.full([*map(int, like.shape)], number, dtype=like.dtype, device=graph.device_of(gm))
+    return made if _small(made, []) else None
 
 
 def _small(value, inputs) -> bool:

@@ -43,6 +43,20 @@ def _product(node: fx.Node) -> fx.Node | None:
     return _matrices(node, *node.args[:2])
 
 
+def _vectors(node: fx.Node) -> fx.Node:
+    """W x of a matrix and a vector, as mv has it."""
+    return _product(node) or call(node, aten.matmul.default, *node.args[:2])
+
+
+def _inner(node: fx.Node) -> fx.Node | None:
+    """Sums over the last dimension of both, as ``x @ W.T``."""
+    a, b = node.args[:2]
+    if not 0 < _dims(b) <= 2 or not _dims(a):
+        return None
+    b = b if _dims(b) == 1 else call(node, aten.transpose.int, b, 0, 1)
+    return _matrices(node, a, b) or call(node, aten.matmul.default, a, b)
+
+
 def _matrices(node: fx.Node, a: fx.Node, b: fx.Node) -> fx.Node | None:
     if is_constant(b) and not is_constant(a) and _dims(b) == 2:
         return call(node, aten.linear.default, a, _transposed(node, b))
@@ -108,12 +122,41 @@ def _einsum(node: fx.Node) -> fx.Node | None:
     """A product of two tensors in the notation of indices, as permutations around a matmul.
 
     With indices of both tensors and the result (batch), of one and the result (rows, columns), and
-    of both alone (summed): (batch, rows, summed) (batch, summed, columns). Others stay.
+    of both alone (summed): (batch, rows, summed) (batch, summed, columns). Of more tensors two by
+    two, from the first that is data; others stay.
     """
-    terms = _indices(node)
-    if terms is None:
+    if (found := _indices(node)) is None:
         return None
-    (a, b), (of_a, of_b, out) = node.args[1], terms
+    *terms, out = found
+    left = sorted(zip(node.args[1], terms, strict=True), key=lambda pair: is_constant(pair[0]))
+    x, of_x = left.pop(0)
+    while left:
+        k = next((k for k, (_, of) in enumerate(left) if set(of) & set(of_x)), 0)
+        y, of_y = left.pop(k)
+        read = {i for _, of in left for i in of} | set(out)
+        result = [i for i in dict.fromkeys(of_x + of_y) if i in read] if left else out
+        if not set(of_x) ^ set(of_y) <= set(result) <= set(of_x + of_y):
+            return None  # an index of one alone is summed
+        if (x := _contracted(node, x, y, of_x, of_y, result)) is None:
+            return None
+        of_x = result
+    return x
+
+
+def _tensordot(node: fx.Node) -> fx.Node | None:
+    """A product of two tensors that names the dimensions that are summed."""
+    a, b, *dims = node.args[:4]
+    of_a, of_b = list(range(_dims(a))), list(range(_dims(a), _dims(a) + _dims(b)))
+    for i, j in zip(*dims, strict=True):
+        of_b[j] = of_a[i]
+    out = [i for i in of_a + of_b if (i in of_a) != (i in of_b)]
+    return _contracted(node, a, b, of_a, of_b, out)
+
+
+def _contracted(
+    node: fx.Node, a: fx.Node, b: fx.Node, of_a: list, of_b: list, out: list
+) -> fx.Node | None:
+    """The product of two tensors, by the indices of both and of the result."""
     batch = [i for i in out if i in of_a and i in of_b]
     rows = [i for i in out if i in of_a and i not in of_b]
     columns = [i for i in out if i in of_b and i not in of_a]
@@ -140,22 +183,23 @@ def _einsum(node: fx.Node) -> fx.Node | None:
     return _permuted(node, y, [order.index(i) for i in out])
 
 
-def _indices(node: fx.Node) -> tuple[list, list, list] | None:
-    """The letters of both tensors and of the result; None where it is no plain product."""
+def _indices(node: fx.Node) -> list[list] | None:
+    """The letters of each tensor and of the result; None where it is no plain product."""
     equation, tensors = node.args[0].replace(" ", ""), node.args[1]
-    if len(tensors) != 2 or "->" not in equation:
-        return None
-    sides, out = equation.split("->")
+    sides, arrow, out = equation.partition("->")
     terms = sides.split(",")
+    if len(tensors) < 2:
+        return None
+    if not arrow:  # all letters that appear once
+        once = sorted(c for c in sides if c.isalpha() and sides.count(c) == 1)
+        out = "".join(["..." * ("..." in sides), *once])
     dots = [_dims(x) - len(t) + 3 for x, t in zip(tensors, terms, strict=True) if "..." in t]
     if len(set(dots)) > 1 or (dots and "..." not in out):
         return None
     free = [c for c in string.ascii_letters if c not in equation]
     several = "".join(free[: dots[0]]) if dots else ""
     found = [list(t.replace("...", several)) for t in (*terms, out)]
-    a, b, result = map(set, found)
-    once = all(len(set(t)) == len(t) for t in found)
-    return tuple(found) if once and a | b >= result >= a ^ b else None  # type: ignore[return-value]
+    return found if all(len(set(t)) == len(t) for t in found) else None
 
 
 def _spread(node: fx.Node, x: fx.Node, of: list, out: list) -> fx.Node:
@@ -238,7 +282,9 @@ def _copied(node: fx.Node) -> fx.Node | None:
 _WRITERS = {
     "mm": _product,
     "matmul": _product,
-    "mv": _product,
+    "mv": _vectors,
+    "inner": _inner,
+    "tensordot": _tensordot,
     "addmm": _sum_and_product,
     "addmv": _sum_and_product,
     "baddbmm": _sum_and_product,

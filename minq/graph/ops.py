@@ -264,7 +264,7 @@ _ENTRIES: list[tuple[str, dict]] = [
     ("index_put masked_scatter", {**_JOIN, "operands": (0, 2)}),
     ("scatter", {**_JOIN, "operands": (0, 3)}),
     # --- makers ---
-    ("zeros zeros_like new_zeros", {**_MAKE, "value": 0.0}),
+    ("zeros zeros_like new_zeros zero", {**_MAKE, "value": 0.0}),
     ("ones ones_like new_ones", {**_MAKE, "value": 1.0}),
     ("full full_like fill", {**_MAKE, "value_at": 1}),
     ("new_full", {**_MAKE, "value_at": 2}),
@@ -276,7 +276,7 @@ _ENTRIES: list[tuple[str, dict]] = [
     ("lstm gru", {"uncounted": True, "random": "training"}),
     ("rnn_tanh rnn_relu", {"random": "training"}),
     ("scaled_dot_product_attention", {"uncounted": True, "random": "training"}),
-    ("addmm baddbmm addmv mv dot einsum bilinear", {"uncounted": True}),
+    ("addmm baddbmm addmv mv inner tensordot dot einsum bilinear", {"uncounted": True}),
 ]  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def made(c: Compiler, node: fx.Node) -> Form:
     value = graph.fill_value(node)
     if not isinstance(value, float):
         return Real(c.copy(node, c.real_or_plain))  # arange, linspace, eye
-    if graph.op(node) == "fill":
+    if graph.op(node) in ("fill", "zero"):
         shape = (c.shaped(node.args[0]), value)
         new = c.graph.call_function(torch.ops.aten.full_like.default, shape)
     else:
