@@ -69,13 +69,23 @@ def halves(m, x):
     return m.b(m.a(x)).reshape(2, -1, 4).mean(0)
 
 
+def root(m, x):
+    return m.b(m.a(x)) if x.shape[0] ** 0.5 > 3 else m.b(torch.relu(m.a(x)))
+
+
+def pieces(m, x):
+    return torch.cat([m.b(part) for part in m.a(x).split(4)])
+
+
 @pytest.mark.parametrize("forward, size, good, bad, words", [
+    (root, 16, (10,), (9,), r"x.shape\[0\]"),
+    (pieces, 7, (5, 8), (4, 9), r"math.ceil\(x.shape\[0\] / 4\) == 2"),
     (above_four, 32, (5, 7), (4, 1), r"x.shape\[0\] > 4"),
     (above_four, 3, (4, 2, 1), (5, 32), r"x.shape\[0\] <= 4"),
     (alone, 4, (2, 5), (1,), r"x.shape\[0\] != 1"),
-    (even, 4, (2, 8), (3,), r"x.shape\[0\] % 2 == 0"),
+    (even, 4, (2, 8), (3,), r"x.shape\[0\] % 2\)? == 0"),
     (long, 9, (8, 30), (7, 2), r"x.shape\[0\] >= 64|x.shape\[0\] >= 8"),
-    (halves, 4, (2, 8), (3,), r"x.shape\[0\] % 2 == 0"),
+    (halves, 4, (2, 8), (3,), r"x.shape\[0\] % 2\)? == 0"),
 ])  # fmt: skip
 def test_other_sizes_than_the_captured_path_takes_are_refused(forward, size, good, bad, words):
     model = net(forward)
@@ -96,6 +106,35 @@ def test_other_sizes_than_the_captured_path_takes_are_refused(forward, size, goo
         ):
             with pytest.raises(ValueError, match=words):
                 call(x)
+
+
+@pytest.mark.parametrize("forward", [alone, lambda m, x: m.b(m.a(x)) if len(x) < 4 else x])
+def test_a_path_for_one_sample_is_that_of_an_example_of_one(forward):
+    model, x = net(forward), noise(1, 8)
+    with pytest.warns(UserWarning, match="takes batches of one"):
+        q = quantized(model, x)
+    assert minq.debug(q, model, x, each=False).exact > 60
+
+
+def test_a_network_for_pictures_of_another_size_is_told():
+    def forward(m, x):
+        return m.c(x) if x.shape[2] > 6 else torch.relu(m.c(x))
+
+    q = quantized(net(forward, c=nn.Conv2d(3, 2, 3)), noise(4, 3, 8, 8))
+    for run in (q, minq.to_integer(q)):
+        with pytest.warns(UserWarning, match="What forward asks of the other sizes"):
+            run(noise(2, 3, 5, 5))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            run(noise(2, 3, 8, 8))
+
+
+def test_a_layer_of_one_vector():
+    model = net(lambda m, x: torch.stack([m.b(m.a(x[k])) for k in range(x.shape[0])]))
+    with pytest.warns(UserWarning, match="fixes its batch size at 3"):
+        q = minq.ptq(model, x := noise(3, 8), rounding="nearest")
+    with torch.no_grad():
+        assert minq.sqnr(model(x), q(x)) > 30
 
 
 def test_a_path_that_two_inputs_choose():

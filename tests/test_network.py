@@ -101,6 +101,19 @@ def test_a_saved_network_is_deployed_like_the_original(tmp_path):
     assert kinds.count("QuantizeLinear") >= 3  # one for each tensor of data
 
 
+def test_a_shallow_copy_knows_what_the_network_knows():
+    def forward(m, x):
+        return m.a(x) if x.shape[0] > 4 else m.a(x).relu()
+
+    q = minq.ptq(Lambda(forward, a=nn.Linear(6, 3)), noise(8, 6), rounding="nearest")
+    twin = copy.copy(q)
+    assert twin.a.weight is q.a.weight
+    for one in (twin, pickle.loads(pickle.dumps(twin))):
+        assert torch.equal(one(noise(8, 6)), q(noise(8, 6)))
+        with pytest.raises(ValueError, match="another path"):
+            one(noise(2, 6))
+
+
 def test_an_integer_network_is_saved_too():
     model, x = kind("convolutions")
     net = minq.to_integer(minq.ptq(model, x, rounding="nearest"))

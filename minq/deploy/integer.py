@@ -26,6 +26,7 @@ from minq.deploy.normalize import Normalize
 from minq.deploy.products import one_sample
 from minq.export import outside
 from minq.graph.batches import batches_of
+from minq.graph.network import warn_of_shapes
 from minq.mac import bits_for
 
 
@@ -141,6 +142,7 @@ class IntegerNetwork(nn.Module):
             return t.to(self._dtype) if t.is_floating_point() else t
 
         args, kwargs = graph.to_device_of(self, (args, kwargs))
+        warn_of_shapes(self._source[0], args, kwargs)
         return tree_map_only(Tensor, single, self.program(*args, **kwargs))
 
     def one_sample(self) -> list[Tensor]:

@@ -32,7 +32,7 @@ from minq.export.sizes import conditions
 from minq.export.spread import fold_spread
 from minq.graph import Network
 from minq.graph.batches import arguments_for, flatten_outputs, normal
-from minq.graph.network import check_sizes, own_sizes
+from minq.graph.network import check_shape, check_sizes, own_sizes
 
 
 def capture(model: nn.Module, example: Any, *, dynamic_batch: bool = True) -> fx.GraphModule:
@@ -128,15 +128,22 @@ def _capture(model: nn.Module, args: tuple, kwargs: dict, dynamic_batch: bool) -
             check_sizes(free, tree_leaves(more))
         except Exception:
             free = gm
-        if _is_fixed(free):
+        if not _is_fixed(free):
+            gm = free
+        elif size == batch:
             warnings.warn(
                 f"the model fixes its batch size at {size}, and takes no other then; len(x) and "
                 "int(x.shape[0]) in forward do that, x.shape[0] does not",
                 stacklevel=5,
             )
-        else:
-            gm = free
     _check_one(model, gm, args, kwargs, batch)
+    if batch == 1 and not _takes(gm, args, kwargs):
+        warnings.warn(
+            "the model takes another path for one sample than for several, or fixes its batch "
+            "size; captured with one, the network takes batches of one and no others",
+            stacklevel=4,
+        )
+        return _finished(model, _exported(model, args, kwargs, False), args, kwargs)
     return gm
 
 
@@ -183,6 +190,20 @@ def _repeated(args: tuple, kwargs: dict, batch: int, size: int) -> tuple[tuple, 
         return torch.cat([x, *[x[:1]] * (size - batch)]) if size > batch else x[:size]
 
     return tree_map_only(Tensor, resized, (args, kwargs))
+
+
+def _takes(gm: Network, args: tuple, kwargs: dict) -> bool:
+    """Whether the network is for inputs of the example's sizes."""
+    values = tree_leaves((args, kwargs))
+    inputs = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    try:
+        check_sizes(gm, values)
+        for node, value in zip(inputs, values, strict=False):
+            if isinstance(value, Tensor) and isinstance(node.meta.get("val"), Tensor):
+                check_shape(node, value)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_fixed(gm: Network) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
+from torch.utils._sympy.printers import PythonPrinter
 
+from minq import graph
 from minq.graph import Network
 
 
@@ -41,7 +42,27 @@ def conditions(model: nn.Module, gm: Network, args: tuple, kwargs: dict) -> list
     for guard in env.guards:
         if _by_the_model(guard) and guard.expr.free_symbols <= letters.keys():
             found.append(_words(guard.expr, letters))
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found + _counts(gm, letters)))
+
+
+def _counts(gm: Network, letters: dict[Any, str]) -> list[str]:
+    """How many parts a batch is split into: so many, and no others, are read afterwards."""
+    found = []
+    for node in gm.graph.nodes:
+        if graph.op(node) not in ("split", "chunk", "unbind"):
+            continue
+        given, parts = graph.shape_of(node.args[0]), len(node.meta["val"])
+        size = given[graph.argument(node, 1 if graph.op(node) == "unbind" else 2, "dim", 0)]
+        if graph.is_fixed(size) or not size.node.expr.free_symbols <= letters.keys():
+            continue
+        text = _words(size.node.expr, letters)
+        if graph.op(node) == "unbind":
+            found.append(f"{text} == {parts}")
+            continue
+        per = node.args[1]
+        per = per if graph.op(node) == "split" else f"math.ceil({text} / {per})"
+        found.append(f"math.ceil({text} / {per}) == {parts}")
+    return found
 
 
 def _by_the_model(guard: Any) -> bool:
@@ -56,6 +77,4 @@ def _words(expression: Any, letters: dict[Any, str]) -> str:
     import sympy
 
     named = expression.xreplace({k: sympy.Symbol(v, integer=True) for k, v in letters.items()})
-    sign = {sympy.Eq: "==", sympy.Ne: "!="}.get(type(named))
-    text = f"{named.lhs} {sign} {named.rhs}" if sign else str(named)
-    return re.sub(r"\b(?:Python)?Mod\(([^(),]+), ([^(),]+)\)", r"\1 % \2", text)
+    return PythonPrinter().doprint(named)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,8 @@ class Network(fx.GraphModule):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         notes = network_notes(self)
+        if not torch.compiler.is_compiling():
+            warn_of_shapes(self, args, kwargs)
         if notes.sizes:
             named = [kwargs[k] for k in notes.keywords if k in kwargs]
             check_sizes(self, tree_leaves((args, named)))
@@ -39,6 +42,12 @@ class Network(fx.GraphModule):
                 if isinstance(value, Tensor) and isinstance(node.meta.get("val"), Tensor):
                     check_shape(node, value)
             raise
+
+    def __copy__(self) -> Network:
+        """With the same parameters; fx's own copy would forget what is checked here."""
+        gm = Network(self, copy.deepcopy(self.graph))
+        gm.meta.update(self.meta)
+        return gm
 
     def __reduce__(self) -> tuple:
         state = self.__dict__.copy()
@@ -91,6 +100,22 @@ def check_shape(node: fx.Node, value: Tensor) -> None:
         )
 
 
+def warn_of_shapes(gm: fx.GraphModule, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Warn of inputs of another size than the captured one, in a dimension that is not free."""
+    values = [*args, *(kwargs[k] for k in network_notes(gm).keywords if k in kwargs)]
+    inputs = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    for node, value in zip(inputs, values, strict=True) if len(inputs) == len(values) else ():
+        if isinstance(value, Tensor) and isinstance(node.meta.get("val"), Tensor):
+            try:
+                check_shape(node, value)
+            except ValueError as error:
+                warnings.warn(
+                    f"{error}. What forward asks of the other sizes was decided then, as the path "
+                    "that it takes; capture (quantize) the model with inputs of this size",
+                    stacklevel=3,
+                )
+
+
 def check_sizes(gm: fx.GraphModule, values: list[Any]) -> None:
     """Refuse inputs of sizes for which the model takes another path than the one in the graph.
 
@@ -115,7 +140,8 @@ def check_sizes(gm: fx.GraphModule, values: list[Any]) -> None:
             )
 
 
-_EXACT = {"Mod": lambda a, b: a % b, "Max": max, "Min": min, "Abs": abs, "math": math}
+_EXACT = {"Mod": lambda a, b: a % b, "Max": max, "Min": min, "Abs": abs, "math": math,
+          "torch": torch}  # fmt: skip
 
 
 # --- Saving and loading ---------------------------------------------------------------------------
