@@ -243,6 +243,36 @@ def test_a_cell_reaches_no_network_and_no_page(live_page, listener):
     assert page.evaluate("document.querySelector('iframe[title=Python]').contentDocument") is None
 
 
+# What the worker of every Python that starts from now on does before all else.
+FIRST_OF_ALL = """script => {
+    const { load } = minqParts;
+    minqParts.load = async (name, ...rest) => {
+        const blob = await load(name, ...rest);
+        return name === "pyodide.asm.js" ? new Blob([script, blob]) : blob;
+    };
+    return () => { minqParts.load = load; };
+}"""
+
+
+def test_the_frame_has_no_network_even_for_scripts(browser, book, listener):
+    """Its policy alone, before the worker gives up the functions that would ask for a network."""
+    port, heard = listener
+    page = browser.new_page()  # one whose console may complain
+    page.set_default_timeout(SECONDS)
+    page.goto(f"{book.http}{CHAPTER}.html")
+    page.wait_for_function(READY)
+    address = f"http://127.0.0.1:{port}"
+    tries = f"""fetch("{address}/fetch").catch(() => {{}});
+        const request = new XMLHttpRequest();
+        try {{ request.open("GET", "{address}/request"); request.send(); }} catch {{}}
+        try {{ importScripts("{address}/script"); }} catch {{}}"""
+    page.evaluate_handle(FIRST_OF_ALL, tries)
+    assert run(page, "1 + 1")["text"] == "2"
+    urllib.request.urlopen(f"{address}/test").close()
+    assert heard == ["/test"]
+    page.close()
+
+
 def test_what_a_cell_says_is_never_html(live_page):
     page = live_page(CHAPTER, over="file")
     cell(page, 5).locator(".mq-live-edit").click()
@@ -281,6 +311,8 @@ def test_a_cell_by_keyboard_alone(live_page):
     assert target.locator(".cell_output").last.inner_text() == before
     assert target.locator(".cm-content").count() == 0
     assert page.evaluate("document.activeElement.className") == "mq-live-run"
+    press_run(page, 6)
+    assert "ZeroDivisionError" not in target.locator(".mq-live-output").inner_text()
 
 
 def test_cells_know_what_is_stale_and_what_has_not_run(live_page):
@@ -338,20 +370,13 @@ def test_a_book_whose_files_are_gone_says_so(browser, book):
 
 
 # Every Python that starts from now on finds no memory, as on an old phone.
-NO_MEMORY = """() => {
-    const { load } = minqParts, broken = `WebAssembly.Memory = class { constructor() {
-        throw new RangeError("WebAssembly.Memory(): could not allocate memory"); } };`;
-    minqParts.load = async (name, ...rest) => {
-        const blob = await load(name, ...rest);
-        return name === "pyodide.asm.js" ? new Blob([broken, blob]) : blob;
-    };
-    return () => { minqParts.load = load; };
-}"""
+NO_MEMORY = """WebAssembly.Memory = class { constructor() {
+    throw new RangeError("WebAssembly.Memory(): could not allocate memory"); } };"""
 
 
 def test_a_device_without_memory_gets_a_sentence(live_page):
     page = live_page(CHAPTER, over="file")
-    again = page.evaluate_handle(NO_MEMORY)
+    again = page.evaluate_handle(FIRST_OF_ALL, NO_MEMORY)
     page.on("console", lambda message: None)
     press_run(page, 5)
     error = cell(page, 5).locator(".mq-live-error").inner_text()
