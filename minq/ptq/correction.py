@@ -194,8 +194,8 @@ def halves_of(
     axis: of the channels, 1 or -1; places come as rows (places, channels).
     """
     alone, start = sum(walk.lengths) == 1, 0
-    for pair in zip(exact, quantized, strict=True):
-        pair = [v[None] if v.ndim == 1 else v for v in pair]  # a layer of one vector: one place
+    for both in zip(exact, quantized, strict=True):
+        pair = [v[None] if v.ndim == 1 else v for v in both]  # a layer of one vector: one place
         if alone:
             pair = [v.movedim(axis, -1).flatten(0, -2) for v in pair]
         for half in (0, 1):
