@@ -76,7 +76,9 @@ def _spoils_a_place(
 ) -> bool:
     """Whether at some place of a sequence the squared error, over samples and channels, gets twice
     as large as it was."""
-    f, before, after = activation or (lambda v: v), 0.0, 0.0
+    f = activation or (lambda v: v)
+    before: Any = 0.0
+    after: Any = 0.0
     walk.advance(node)
     for y, y_hat in zip(walk.exact[node], walk.quantized[node], strict=True):
         few = max(1, _FEW_OUTPUTS // y[0].numel())  # of many samples, an even selection
