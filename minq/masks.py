@@ -54,9 +54,10 @@ def find(gm: fx.GraphModule) -> Masks:
         inputs = node.all_input_nodes
         if not graph.is_float(node) or node.op in ("placeholder", "get_attr"):
             pure.add(node)
-        elif graph.traits(node).role == "make" or graph.traits(node).elementwise:
-            if all(x in pure for x in inputs):
-                pure.add(node)
+        elif graph.traits(node).role == "make":  # only the shape is another tensor's
+            pure.add(node)
+        elif graph.traits(node).elementwise and all(x in pure for x in inputs):
+            pure.add(node)
         if node.op == "placeholder" or any(x in given for x in inputs):
             given.add(node)
         sizes[node] = _size(gm, node, sizes, pure)

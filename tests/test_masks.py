@@ -36,6 +36,7 @@ BY_CONSTANTS = {
     "where": lambda m, a: torch.where(SEEN, a, LOW),
     "where turned": lambda m, a: torch.where(~SEEN, -math.inf, a),
     "where like": lambda m, a: torch.where(SEEN, a, torch.full_like(a, -1e9)),
+    "where a product": lambda m, a: torch.where(SEEN, a, -9e15 * torch.ones_like(a)),
     "product": lambda m, a: a * SEEN - 1e10 * (1 - SEEN.float()),
     "buffer": lambda m, a: a + m.far,
     "-inf": lambda m, a: a + torch.full((9, 9), -math.inf).triu(1),
@@ -74,6 +75,19 @@ def test_masked_scores_are_never_data(name):
     assert min(float(one.low) for one in activation_quantizers(q).values()) > -20
     masks = {"args_0.quantizer", "args_1.quantizer"} & set(activation_quantizers(q))
     assert "args_1.quantizer" not in masks  # a 1 stays 1
+
+
+def test_one_mask_of_a_part_serves_several_layers():
+    def forward(m, x):
+        for _ in range(2):
+            q, k, v = m.qkv(x).chunk(3, -1)
+            x = (q @ k.transpose(1, 2) / 4 + m.part.far).softmax(-1) @ v
+        return x
+
+    torch.manual_seed(0)
+    part = Lambda(None, far=FAR)
+    model, x = Lambda(forward, qkv=nn.Linear(16, 48), part=part).eval(), noise(8, 9, 16)
+    torch.testing.assert_close(minq.capture(model, x)(x), model(x))
 
 
 def test_distances_are_data():

@@ -92,7 +92,7 @@ def _fill(gm: fx.GraphModule, node: fx.Node) -> None:
                     break
     path, _, leaf = str(mask.target).rpartition(".")
     name = graph.unused(gm, f"{path}.hidden_by_{leaf}".lstrip("."))
-    gm.get_submodule(path).register_buffer(name.rpartition(".")[2], ~zeros)
+    graph.put(gm, name, ~zeros, trained=False)
     with gm.graph.inserting_before(node):
         hides = gm.graph.get_attr(name)
     hides.meta["val"] = call(node, aten.ne.Scalar, mask, 0).meta["val"]

@@ -113,14 +113,18 @@ def constant_number(value: Any) -> float | None:
     """The one number that a constant holds everywhere; None for anything else.
 
     Args:
-        value: a number, a node that makes a tensor of one number, or one that reads a parameter or
-            buffer with a single element that does not train.
+        value: a number, a node that makes a tensor of one number, one that reads a parameter or
+            buffer with a single element that does not train, or a product of such.
     """
     if isinstance(value, (int, float)):
         return float(value)
     if traits(value).role == "make":
         filled = fill_value(value)
         return filled if isinstance(filled, float) else None
+    if op(value) == "rescale":  # -1e9 * torch.ones_like(x)
+        a, b = map(constant_number, value.args[:2])
+        divides = getattr(value.target, "overloadpacket", None) is torch.ops.aten.div
+        return None if a is None or b is None else a / b if divides else a * b
     if isinstance(value, fx.Node) and value.op == "get_attr":
         tensor = get(value.graph.owning_module, value.target)
         if isinstance(tensor, Tensor) and tensor.numel() == 1 and not tensor.requires_grad:
