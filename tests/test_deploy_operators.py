@@ -304,6 +304,18 @@ class Masked(nn.Module):
         return self.out(s.softmax(-1) @ v)
 
 
+class Spectrum(nn.Module):
+    """Frequencies weighted by complex numbers, which parameters hold as pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.w = nn.Linear(6, 8), nn.Linear(8, 3), nn.Parameter(noise(5, 2))
+
+    def forward(self, x):
+        z = torch.fft.rfft(self.a(x)) * torch.view_as_complex(self.w)
+        return self.b(torch.fft.irfft(z, n=8))
+
+
 class Pixels(nn.Module):
     def __init__(self, how: str = "whole") -> None:
         super().__init__()
@@ -368,6 +380,11 @@ def test_an_operator_on_images_gives_the_integers_of_the_simulation():
 def test_a_network_of_one_s_own_gives_the_integers_of_the_simulation(name):
     make, x = MODELS[name]
     assert check(make, x, per_channel="words" in name) == set()
+
+
+def test_complex_constants_follow_into_double_precision():
+    islands = check(Spectrum, noise(4, 4, 6))
+    assert {"fft_rfft", "fft_irfft"} <= islands
 
 
 def test_a_constant_that_is_computed_with_has_a_grid_of_its_own():

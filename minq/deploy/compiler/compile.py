@@ -135,6 +135,8 @@ class Compiler:
 
     def _get_attr(self, node: fx.Node) -> Parameter | Plain:
         value = graph.get(self.q, node.target).detach()
+        if value.is_complex():  # module.double() leaves it
+            graph.put(self.q, node.target, value := value.to(torch.complex128))
         self._known[node] = value
         return Parameter(value) if value.is_floating_point() else Plain(self.buffer(value))
 
