@@ -290,8 +290,12 @@ def _quantize_inputs(node: fx.Node, plan: _Plan) -> None:
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:
-    """The data an operator computes with: no weights, biases, masks or whole numbers."""
-    return [] if graph.traits(node).singular else list(filter(graph.is_float, graph.operands(node)))
+    """The data an operator computes with: no weights, biases, masks or whole numbers, and nothing
+    that it divides by or takes the logarithm of."""
+    if graph.traits(node).singular:
+        return []
+    given = graph.operands(node)[: 1 if graph.op(node) == "div" else None]
+    return list(filter(graph.is_float, given))
 
 
 def _source(node: fx.Node) -> fx.Node:
@@ -308,7 +312,36 @@ def _source(node: fx.Node) -> fx.Node:
 
 def _stays(node: fx.Node, plan: _Plan) -> bool:
     """Whether what the operator gives gets no quantizer of its own here."""
-    return node in plan.found.hidden or _rounded_later(node, plan) or _on_one_scale(node, plan)
+    if node in plan.found.hidden or _has_pole(node):
+        return True
+    return _rounded_later(node, plan) or _on_one_scale(node, plan)
+
+
+def _has_pole(node: fx.Node) -> bool:
+    """Whether all that reads the node divides by it, or takes its logarithm: at the level 0 that
+    would be infinite. So do functions of one tensor behind each other, as sqrt(mean(x^2) + eps)."""
+    of = graph.traits(node)
+    return _leads_to_pole(node, not _others(node) and (of.tabulated or of.integer == "rational"))
+
+
+def _leads_to_pole(node: fx.Node, computed: bool) -> bool:
+    """The same behind moves; behind other functions only where the node is one of them itself."""
+
+    def at(user: fx.Node) -> bool:
+        of = graph.traits(user)
+        if of.singular or (graph.op(user) == "div" and user.args[0] is not node):
+            return True
+        alone = of.tabulated or of.role == "activation" or of.integer == "rational"
+        if not (of.passes or (computed and alone)) or user.args[0] is not node:
+            return False
+        return not any(map(graph.is_float, _others(user))) and _leads_to_pole(user, computed)
+
+    return bool(node.users) and all(map(at, node.users))
+
+
+def _others(node: fx.Node) -> list[fx.Node]:
+    """What an operator reads beside its first input; what gives it a shape is not read."""
+    return [] if graph.traits(node).shape_operand else node.all_input_nodes[1:]
 
 
 def _on_one_scale(node: fx.Node, plan: _Plan) -> bool:
@@ -329,4 +362,4 @@ def _rounded_later(node: fx.Node, plan: _Plan) -> bool:
         return False
     if graph.traits(user).role == "activation":
         return graph.traits(node).role != "activation" and user.args[0] is node
-    return graph.traits(user).role == "join" or graph.traits(user).singular
+    return graph.traits(user).role == "join"

@@ -1,7 +1,10 @@
 """Where a quantizer stands around layers that are skipped, unsupported or share a weight."""
 
+import warnings
+
 import pytest
 import torch
+from integers import assert_same
 from networks import Lambda, noise
 from torch import nn
 from torch.nn import functional as F
@@ -64,3 +67,32 @@ def test_a_weight_that_layers_share_is_rounded_to_nearest():
         weight = minq.graph.get(q, "a.weight")
         kept[type(rounding)] = minq.quantizers(q)["a.weight_quantizer"](weight)
     assert torch.equal(kept[Nearest], kept[AdaRound])
+
+
+def squash(s):
+    n = s.square().sum(-1, keepdim=True)
+    return n / (1 + n) * s / torch.sqrt(n + 1e-8)
+
+
+@pytest.mark.parametrize(
+    "divide",
+    [
+        squash,
+        lambda y: y / y.square().sum(-1, keepdim=True).add(1e-12).sqrt(),
+        lambda y: (y - y.mean(-1, keepdim=True)) / (y.var(-1, keepdim=True) + 1e-5) ** 0.5,
+        lambda y: y / torch.tensor([1.0, 1e-4, 1e4, 1.0]),
+        F.normalize,
+    ],
+)
+def test_nothing_that_is_divided_by_is_rounded_to_zero(divide):
+    """Rows of zeros, which all of these bear: x / 0 has no grid."""
+    x = noise(32, 5, 6)
+    x[:, 3:] = 0
+    model = Lambda(lambda m, x: m.b(divide(m.a(x))), a=nn.Linear(6, 4, False), b=nn.Linear(4, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        q = minq.ptq(model.eval(), x, rounding="nearest", equalize=False)
+    y = q(x).detach()
+    assert y.isfinite().all() and minq.sqnr(model(x).detach(), y) > 20
+    net = assert_same(q, x)
+    assert net(x).isfinite().all()
