@@ -1,7 +1,7 @@
 """SmolLM2-135M with its weights in 4 bits or 3, by minq and by its peers: what is lost, and kept.
 
     python tests/bench/bench_llm.py [minq-nearest quanto-max ...] [--bits 4 3] [--group 32]
-                                    [--calibration 32] [--test 8] [--say 16]
+                                    [--calibration 32] [--test 8] [--say 16] [--save]
 
 The 210 matrices of the layers are quantized, in groups; the table of words stays as it is. All get
 the same rows of 256 tokens, presidents' messages, and others judge: perplexity, and the mean KL
@@ -12,6 +12,9 @@ from the file itself; its kinds of numbers are made by its own functions, and ju
 
 The exact model is itself read from a file of 4 bits in groups of 32, each with a minimum: a way of
 storing that has both can give it back without a loss, at 4 bits in such groups, and only there.
+
+With --save what is measured goes into book/results/llm_peers.json, in place of what was there of
+the same peers, bits and groups; chapter 17 shows it.
 
 A peer that is not installed is skipped by name, one that fails says how. They are in
 requirements-bench.txt; some need an environment of their own.
@@ -30,13 +33,16 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import minq
 from minqbook import zoo
+from minqbook.tables.files import path_of, read, write
 from minqbook.zoo.decoder import Decoder, rebuilt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -300,6 +306,10 @@ PEERS: dict[str, tuple[str, Callable[[Task], Made]]] = {
 }
 
 
+PACKAGE_OF = {"optimum.quanto": "optimum-quanto"}
+"""Distributions whose name is not that of their module."""
+
+
 @torch.no_grad()
 def judge(
     model: Callable[[Tensor], Tensor], tokens: Tensor, exact: list[Tensor]
@@ -335,6 +345,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=32, help="rows of 256 tokens")
     parser.add_argument("--test", type=int, default=8, help="rows of 256 tokens")
     parser.add_argument("--say", type=int, default=16, help="tokens written for the speed")
+    parser.add_argument("--save", action="store_true", help="into book/results/llm_peers.json")
     given = parser.parse_args()
     if unknown := set(given.peers) - set(PEERS):
         parser.error(f"no peer is called {', '.join(unknown)}; there are {', '.join(PEERS)}")
@@ -381,6 +392,23 @@ def main() -> None:
                 f"{seconds:6.0f} s  {per_second}",
                 flush=True,
             )
+            if given.save:
+                keep(
+                    {"peer": name, "bits": bits, "group": given.group},
+                    {"rows": len(rows), "judged_on": len(tokens), "stored": round(stored, 4),
+                     "perplexity": round(ppl, 3), "kl": round(kl, 5), "seconds": round(seconds, 1)},
+                )  # fmt: skip
+
+
+def keep(key: dict[str, Any], found: dict[str, Any]) -> None:
+    """Into the file that chapter 17 shows; what was there under the same key is replaced."""
+    path = path_of("llm_peers")
+    records = [r for r in read(path)["records"] if not key.items() <= r.items()]
+    module = PEERS[key["peer"]][0]
+    package = PACKAGE_OF.get(module, module)
+    record = key | found | {"version": f"{package} {metadata.version(package)}"}
+    command = "python tests/bench/bench_llm.py --save"
+    write(path, {"command": command, "records": [*records, record]})
 
 
 def _installed(package: str) -> bool:
