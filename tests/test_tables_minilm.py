@@ -43,8 +43,8 @@ def test_the_chapter_says_what_the_table_has():
         assert sqnr(hidden) < sqnr("naive") + 1.5
     first, second, third, biases, rounded, sixteen, integers = minilm.TOGETHER
     assert max(map(sqnr, helpful)) + 3 < sqnr(first) < sqnr(second) < sqnr(third)
-    assert sqnr(biases) < sqnr(third) - 5 and sqnr(rounded) < sqnr(third) + 1
-    assert records["minilm", biases]["offset"] > 50 > 10 > records["minilm", third]["offset"]
+    assert abs(sqnr(biases) - sqnr(third)) < 0.7 and sqnr(rounded) < sqnr(third) + 1
+    assert records["minilm", biases]["offset"] < 10
     assert abs(sqnr(sixteen) - sqnr(integers)) < 0.5
     small_sqnr = [r["sqnr"] for (network, _), r in records.items() if network == "text_encoder"]
     assert max(small_sqnr) - min(small_sqnr) < 2.5 and min(small_sqnr) > 30
