@@ -22,7 +22,7 @@ SLIPS = {
     "- a point\n- The weights wish to be integers.\n- a point": "no feelings",
     ":::{admonition} A title\nThe weights wish to be integers.\n:::": "no feelings",
     "```{admonition} A title\nThe weights wish to be integers.\n```": "no feelings",
-    "The scale is too large irregardless of the range.": "irregardless",
+    "The scale is too large irregardless of the range.": "irregardless",  # codespell:ignore
     "This is is a repetition.": "repeated",
     "A very unique scale.": "unique",
 }
