@@ -346,7 +346,8 @@ def test_smoothing_reads_rms_norms_too(data):
     given = {"weights": 8, "per_channel": True, "rounding": "nearest", "progress": False}
     before = minq.ptq(model, data, equalize=False, **given)
     after = minq.ptq(model, data, equalize=Smooth(), **given)
-    assert loss(after, model, data) < 0.9 * loss(before, model, data)
+    steps = [q.get_submodule("norm1.rms_norm.quantizer").scale for q in (before, after)]
+    assert steps[1] < steps[0] / 2  # the channel that stood out sets the range no more
     gamma = after.get_parameter("norm1.weight") / model.norm1.weight
     assert gamma[3] == gamma.min() < 0.5
 
