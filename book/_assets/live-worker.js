@@ -43,7 +43,7 @@
     files.delete(name);
     return new Uint8Array(whole);
   }
-  // An archive is a line of JSON, [[path, size], ...], and then its files (archive.py). Pieces of it, nothing copied.
+  // An archive is a line of JSON, [[path, size], ...], then its files (_ext/live.py). Pieces of it, nothing copied.
   async function archive(name) {
     const whole = await bytes(name), end = whole.indexOf(10), found = new Map();
     let at = end + 1;

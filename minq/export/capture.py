@@ -32,7 +32,7 @@ from minq.export.sizes import conditions
 from minq.export.spread import fold_spread
 from minq.graph import Network
 from minq.graph.batches import arguments_for, flatten_outputs, normal
-from minq.graph.network import check_shape, check_sizes, own_sizes
+from minq.graph.network import check_shape, check_sizes, own_sizes, tensor_inputs
 
 
 def capture(model: nn.Module, example: Any, *, dynamic_batch: bool = True) -> fx.GraphModule:
@@ -195,12 +195,10 @@ def _repeated(args: tuple, kwargs: dict, batch: int, size: int) -> tuple[tuple, 
 def _takes(gm: Network, args: tuple, kwargs: dict) -> bool:
     """Whether the network is for inputs of the example's sizes."""
     values = tree_leaves((args, kwargs))
-    inputs = [n for n in gm.graph.nodes if n.op == "placeholder"]
     try:
         check_sizes(gm, values)
-        for node, value in zip(inputs, values, strict=False):
-            if isinstance(value, Tensor) and isinstance(node.meta.get("val"), Tensor):
-                check_shape(node, value)
+        for node, value in tensor_inputs(gm, values):
+            check_shape(node, value)
     except ValueError:
         return False
     return True

@@ -37,10 +37,8 @@ class Network(fx.GraphModule):
         try:
             return super().__call__(*args, **kwargs)
         except RuntimeError:  # deep inside, perhaps because of a size that is fixed
-            inputs = (n for n in self.graph.nodes if n.op == "placeholder")
-            for node, value in zip(inputs, tree_leaves((args, kwargs)), strict=False):
-                if isinstance(value, Tensor) and isinstance(node.meta.get("val"), Tensor):
-                    check_shape(node, value)
+            for node, value in tensor_inputs(self, tree_leaves((args, kwargs))):
+                check_shape(node, value)
             raise
 
     def __copy__(self) -> Network:
@@ -83,6 +81,14 @@ def on_cpu(gm: fx.GraphModule) -> fx.GraphModule:
 # --- Which sizes of inputs the graph holds for ----------------------------------------------------
 
 
+def tensor_inputs(gm: fx.GraphModule, values: list[Any]) -> Iterator[tuple[fx.Node, Tensor]]:
+    """Inputs of the network and what they are given, where both are tensors."""
+    inputs = (node for node in gm.graph.nodes if node.op == "placeholder")
+    for node, value in zip(inputs, values, strict=False):
+        if isinstance(value, Tensor) and isinstance(node.meta.get("val"), Tensor):
+            yield node, value
+
+
 def check_shape(node: fx.Node, value: Tensor) -> None:
     """Refuse an input of a shape that the network was not captured with; only the batch may vary.
 
@@ -103,17 +109,17 @@ def check_shape(node: fx.Node, value: Tensor) -> None:
 def warn_of_shapes(gm: fx.GraphModule, args: tuple, kwargs: dict[str, Any]) -> None:
     """Warn of inputs of another size than the captured one, in a dimension that is not free."""
     values = [*args, *(kwargs[k] for k in network_notes(gm).keywords if k in kwargs)]
-    inputs = [n for n in gm.graph.nodes if n.op == "placeholder"]
-    for node, value in zip(inputs, values, strict=True) if len(inputs) == len(values) else ():
-        if isinstance(value, Tensor) and isinstance(node.meta.get("val"), Tensor):
-            try:
-                check_shape(node, value)
-            except ValueError as error:
-                warnings.warn(
-                    f"{error}. What forward asks of the other sizes was decided then, as the path "
-                    "that it takes; capture (quantize) the model with inputs of this size",
-                    stacklevel=3,
-                )
+    if len(values) != sum(node.op == "placeholder" for node in gm.graph.nodes):
+        return
+    for node, value in tensor_inputs(gm, values):
+        try:
+            check_shape(node, value)
+        except ValueError as error:
+            warnings.warn(
+                f"{error}. What forward asks of the other sizes was decided then, as the path "
+                "that it takes; capture (quantize) the model with inputs of this size",
+                stacklevel=3,
+            )
 
 
 def check_sizes(gm: fx.GraphModule, values: list[Any]) -> None:

@@ -85,8 +85,9 @@ def _spoils_a_place(
         y, y_hat = (v[:: -(-len(v) // few)].flatten(0, -3) for v in (y, y_hat))
         if isinstance(before, Tensor) and len(before) != y.shape[1]:
             continue  # a batch of another length
-        before = before + (f(y_hat) - f(y)).square().sum((0, 2))
-        after = after + (f(y_hat - shift) - f(y)).square().sum((0, 2))
+        exact = f(y)
+        before = before + (f(y_hat) - exact).square().sum((0, 2))
+        after = after + (f(y_hat - shift) - exact).square().sum((0, 2))
     return bool((after > _MUCH_WORSE * before).any())
 
 

@@ -226,7 +226,7 @@ def calibrate(
                     rounded, *ends = kept
                     quantizer.set_range(*ends)
                     set_rounded_weight(gm, node, rounded)
-                if rounding.correct_bias and may_have_bias(node):
+                if _corrects_bias(node, rounding):
                     correct_bias(gm, node, walk)
                 bar.update(name)
             if node is todo[-1]:
@@ -248,7 +248,11 @@ def _is_step(node: fx.Node, rounding: Rounding) -> bool:
         return node.args[0].op != "get_attr"
     if not (graph.is_layer(node) and is_weight(graph.weight_node(node))):
         return False
-    return rounding.rounds(node) or (rounding.correct_bias and may_have_bias(node))
+    return rounding.rounds(node) or _corrects_bias(node, rounding)
+
+
+def _corrects_bias(node: fx.Node, rounding: Rounding) -> bool:
+    return rounding.correct_bias and may_have_bias(node)
 
 
 def _set_activation_range(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> float:
