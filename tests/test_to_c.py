@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import minq
 from minq.deploy.c import arena
+from minq.deploy.c.write import CTensor
 from minqbook import zoo
 from minqbook.chip import toolchain
 
@@ -120,6 +121,18 @@ def test_ties_go_up_where_the_integers_do(tmp_path):
 def detector(tmp_path_factory):
     folder = tmp_path_factory.mktemp("detector")
     return written(folder, zoo_graph("detector"), zoo.calibration_set("detector", 2), weights=4)
+
+
+def test_inputs_and_outputs_stand_for_what_torch_quantizes():
+    """On a scale that is a power of two torch's kernel is exact. No compiler is needed for this."""
+    x = torch.linspace(-20, 20, 30).reshape(1, 2, 3, 5)
+    spec = CTensor("x", "int8_t", (1, 2, 3, 5), True, torch.tensor(0.125), 3, (-128, 127))
+    theirs = torch.fake_quantize_per_tensor_affine(x, 0.125, 3, -128, 127)
+    levels = theirs / 0.125 + 3
+    assert torch.equal(spec.quantize(x), levels.long())
+    in_memory = levels.permute(0, 2, 3, 1).flatten()
+    assert torch.equal(spec.flat(levels).flatten(), in_memory)
+    assert torch.equal(spec.real(in_memory), theirs.double())
 
 
 def test_the_same_network_gives_the_same_bytes(detector, tmp_path):
