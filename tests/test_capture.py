@@ -77,7 +77,25 @@ def pieces(m, x):
     return torch.cat([m.b(part) for part in m.a(x).split(4)])
 
 
+def tried(operator):
+    def forward(m, x):
+        y = m.a(x)
+        try:
+            y = operator(m, y)
+        except RuntimeError:
+            y = torch.relu(y)
+        return m.b(y)
+
+    return forward
+
+
+viewed = tried(lambda m, y: 3 * y.view(16, 8))
+summed = tried(lambda m, y: y + torch.arange(128.0).reshape(16, 8))
+
+
 @pytest.mark.parametrize("forward, size, good, bad, words", [
+    (viewed, 12, (3, 15), (16,), r"x.shape\[0\]\)? != 128"),
+    (summed, 12, (3, 15), (16,), r"x.shape\[0\] != 16"),
     (root, 16, (10,), (9,), r"x.shape\[0\]"),
     (pieces, 7, (5, 8), (4, 9), r"math.ceil\(x.shape\[0\] / 4\) == 2"),
     (above_four, 32, (5, 7), (4, 1), r"x.shape\[0\] > 4"),
@@ -114,6 +132,25 @@ def test_a_path_for_one_sample_is_that_of_an_example_of_one(forward):
     with pytest.warns(UserWarning, match="takes batches of one"):
         q = quantized(model, x)
     assert minq.debug(q, model, x, each=False).exact > 60
+
+
+@pytest.mark.parametrize("forward", [viewed, summed])
+def test_a_try_that_fits_one_size_keeps_that_size(forward):
+    model, x = net(forward), noise(16, 8)
+    with pytest.warns(UserWarning, match="fixes its batch size at 16"):
+        q = quantized(model, x)
+    assert minq.debug(q, model, x, each=False).exact > 60
+    with pytest.raises(ValueError, match="16"):
+        q(noise(12, 8))
+
+
+def test_an_error_that_forward_goes_on_after_is_told():
+    chosen = tried(lambda m, y: 3 * y if y.max() > -100 else y)
+    with pytest.warns(UserWarning, match="goes on after an error.*test_capture.py, line"):
+        minq.capture(net(chosen), noise(4, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        minq.capture(net(tried(lambda m, y: 3 * y)), noise(4, 8))
 
 
 def test_a_network_for_pictures_of_another_size_is_told():

@@ -28,7 +28,7 @@ from minq.export.plain import plain
 from minq.export.recurrent import write_out
 from minq.export.refusals import CaptureError, refuse, why
 from minq.export.rewrite import rewrite
-from minq.export.sizes import conditions
+from minq.export.sizes import Caught, conditions
 from minq.export.spread import fold_spread
 from minq.graph import Network
 from minq.graph.batches import arguments_for, flatten_outputs, normal
@@ -147,7 +147,7 @@ def _capture(model: nn.Module, args: tuple, kwargs: dict, dynamic_batch: bool) -
     return gm
 
 
-def _exported(model: nn.Module, args: tuple, kwargs: dict, dynamic: bool) -> Any:
+def _exported(model: nn.Module, args: tuple, kwargs: dict, dynamic: bool) -> tuple[Any, Caught]:
     try:
         named = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
     except TypeError as error:
@@ -159,9 +159,12 @@ def _exported(model: nn.Module, args: tuple, kwargs: dict, dynamic: bool) -> Any
     first: Exception | None = None
     for mode in (torch.enable_grad, torch.no_grad):  # the second for inference_mode in forward
         try:
-            with mode(), warnings.catch_warnings():
+            with mode(), warnings.catch_warnings(), Caught() as caught:
                 warnings.filterwarnings("ignore", "The tensor attribute")  # of old weight norm
-                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+                exported = torch.export.export(
+                    model, args, kwargs, dynamic_shapes=shapes, strict=False
+                )
+                return exported, caught
         except Exception as error:
             first = first or error
             if "nference tensor" not in str(error):
@@ -210,8 +213,9 @@ def _is_fixed(gm: Network) -> bool:
     return bool(batch) and graph.is_fixed(batch[0])
 
 
-def _finished(model: nn.Module, exported: Any, args: tuple, kwargs: dict) -> Network:
-    """The network of an exported program."""
+def _finished(model: nn.Module, program: tuple[Any, Caught], args: tuple, kwargs: dict) -> Network:
+    """The network of an exported program, and of the errors that its forward went on after."""
+    exported, caught = program
     dropped = drop_dropout(exported)
     try:
         with warnings.catch_warnings():
@@ -230,10 +234,11 @@ def _finished(model: nn.Module, exported: Any, args: tuple, kwargs: dict) -> Net
         keywords=tuple(kwargs),
         arguments=len(args),
         keys=tuple(args[0]) if one_dict else (),
-        sizes=tuple(conditions(model, gm, args, kwargs)),
+        sizes=tuple(conditions(model, gm, args, kwargs, caught)),
         random=(*dropped, *(drawn := random_places(gm))),
     )
     warn_of_chance(dropped, drawn)
+    caught.warn()
     if autocast:
         warnings.warn(
             f"the model computes in {autocast} where its forward turns autocast on; the network "

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import sys
+import warnings
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
+from torch._guards import detect_fake_mode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import keystr, tree_flatten_with_path
 from torch.utils._sympy.printers import PythonPrinter
 
@@ -15,11 +20,60 @@ from minq import graph
 from minq.graph import Network
 
 
-def conditions(model: nn.Module, gm: Network, args: tuple, kwargs: dict) -> list[str]:
+class Caught(TorchFunctionMode):
+    """The errors of operators while a model is exported: it goes on after them where it says
+    ``except``, so what torch asked of sizes there is the model's own choice of a path.
+
+    guards: what was asked. places: where nothing was, so that nobody knows what decides.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.guards: list[Any] = []
+        self.places: dict[str, str] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_dynamo_compiling():  # the branches of torch.cond
+            return func(*args, **(kwargs or {}))
+        mode = detect_fake_mode()
+        asked = [] if mode is None or mode.shape_env is None else mode.shape_env.guards
+        before = len(asked)
+        try:
+            return func(*args, **(kwargs or {}))
+        except Exception as error:
+            if asked[before:]:
+                self.guards += asked[before:]
+            elif where := _own_line():
+                said = str(error).strip().split("\n")[0][:100]
+                self.places.setdefault(where, f"{type(error).__name__}: {said}")
+            raise
+
+    def warn(self) -> None:
+        for where, error in self.places.items():
+            warnings.warn(
+                f"the model goes on after an error ({where}: {error}); the network always takes "
+                "the way behind it, and the model may take another one for other inputs, or when "
+                "it is not captured. Let forward ask for what decides instead of trying",
+                stacklevel=2,
+            )
+
+
+def _own_line() -> str:
+    """The line of the model's own code that calls the operator."""
+    frame: FrameType | None = sys._getframe(2)
+    here = (str(Path(torch.__file__).parent), "<")
+    while frame is not None and frame.f_code.co_filename.startswith(here):
+        frame = frame.f_back
+    return "" if frame is None else f"{Path(frame.f_code.co_filename).name}, line {frame.f_lineno}"
+
+
+def conditions(
+    model: nn.Module, gm: Network, args: tuple, kwargs: dict, caught: Caught
+) -> list[str]:
     """What the model's own code asked of sizes, "x.shape[0] > 4"; other sizes go another way.
 
     What torch asks inside of operators is no choice of a path: the operator stands in the graph,
-    and decides again.
+    and decides again. Where it was ``caught`` failing, it does not.
     """
     inputs = [n for n in gm.graph.nodes if n.op == "placeholder"]
     modes = [getattr(n.meta.get("val"), "fake_mode", None) for n in inputs]
@@ -40,7 +94,8 @@ def conditions(model: nn.Module, gm: Network, args: tuple, kwargs: dict) -> list
             letters[symbol] = known[0]
     found = []
     for guard in env.guards:
-        if _by_the_model(guard) and guard.expr.free_symbols <= letters.keys():
+        own = _by_the_model(guard) or any(guard is g for g in caught.guards)
+        if own and guard.expr.free_symbols <= letters.keys():
             found.append(_words(guard.expr, letters))
     return list(dict.fromkeys(found + _counts(gm, letters)))
 
