@@ -199,3 +199,16 @@ np.testing.assert_allclose([1.0], [1.0])
 assert "unittest" in sys.modules and np.f2py.__version__
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_table_is_shown_as_html_and_other_values_as_text(shown, monkeypatch):
+    """What stands for IPython in the page; Matplotlib finds nothing to hook itself into."""
+    from minqbook import live_display
+
+    for name in ("IPython", "IPython.display"):
+        monkeypatch.setitem(sys.modules, name, live_display)
+    show = "from IPython.display import HTML, display\n"
+    assert run(show + "display(HTML('<b>1</b>'), 2)\nHTML('<i>3</i>')")["status"] == "ok"
+    assert shown == [("html", "<b>1</b>"), ("text", "2"), ("html", "<i>3</i>")]
+    plot = "import matplotlib.pyplot as plt\nplt.subplots()\nplt.close('all')"
+    assert run(plot)["status"] == "ok"

@@ -10,7 +10,7 @@
 //     result  { status                   "ok"; "error": Python's; "stopped"; "failed": no Python to be had
 //               text                     the last value as it prints, or the message of the error
 //               stdout, figures          what was printed; pictures as data: addresses
-//               outputs                  all in order: [{ kind: "stdout" | "stderr" | "text" | "figure", text }]
+//               outputs                  all in order: [{ kind: "stdout" | "stderr" | "text" | "html" | "figure", text }]
 //               line, traceback          where an error came from: the line of this source, or null
 //               ms, memory }             in Python alone; bytes that Python holds
 //   minqLive.stop()                      ends what runs; the next run starts a new Python without names
@@ -22,7 +22,7 @@
 //   minqLive.show(output)                an element that shows an output
 //
 // Python lives in a worker in a frame of its own, whose origin is no page's and whose policy allows no network. What
-// comes from there is shown as text or as a picture, never as HTML.
+// comes from there is shown as text or as a picture; of HTML only words, and how a table and a style of ours set them.
 (() => {
   "use strict";
   const parts = window.minqParts, { bundles } = parts;
@@ -44,6 +44,9 @@
   const NO_MEMORY = "This device has too little memory for Python in the page. The chapter reads without it; Colab" +
     " and Binder (the rocket at the top) run it elsewhere.";
   const FIGURE = /^[A-Za-z0-9+/=]+$/;
+  const TABLE = /^(table|caption|thead|tbody|tr|th|td|div|figure|figcaption|details|summary|p|b|i|strong|em|code|br)$/;
+  const STYLES = ["text-align", "white-space", "padding", "margin", "font-size", "caption-side", "color", "overflow-x"];
+  const PLAIN = /^[\w.% ]+$/; // of a style's value: nothing to load, nothing below zero that covers the page
 
   // --- The files ----------------------------------------------------------------------------------------------------
 
@@ -137,6 +140,7 @@
     const work = async () => {
       const wanted = later(source);
       const news = toLoad([...FIRST, ...wanted]);
+      for (const file of filesOf(mine.missing(wanted))) parts.packed(file).catch(() => {}); // while Python starts
       onStatus?.(news ? `Loading Python, ${news} MB, once …` : "Starting Python …");
       await mine.ready;
       mine.began = true;
@@ -186,7 +190,24 @@
     if (running) give(python, "stopped", "Stopped. The names of all cells are gone: run the cells above again.");
   }
 
+  // An element of HTML that Python made, made anew: from a document without a window, so nothing of the old one runs.
+  function plain(node) {
+    if (!TABLE.test(node.localName)) return document.createTextNode(node.textContent);
+    const made = document.createElement(node.localName);
+    for (const name of STYLES) {
+      const value = node.style.getPropertyValue(name);
+      if (PLAIN.test(value)) made.style.setProperty(name, value);
+    }
+    for (const name of ["colspan", "rowspan"]) if (node.hasAttribute(name)) made.setAttribute(name, node.getAttribute(name));
+    if (node.getAttribute("tabindex") === "0") made.tabIndex = 0; // what scrolls is reached by keyboard
+    made.append(...[...node.childNodes].map(plain));
+    return made;
+  }
   function show({ kind, text }) {
+    if (kind === "html") {
+      const { body } = new DOMParser().parseFromString(text, "text/html");
+      return minqElement("div", { className: "mq-live-html" }, ...[...body.childNodes].map(plain));
+    }
     if (kind === "figure") {
       const picture = Object.assign(new Image(), { src: `data:image/png;base64,${text}`, alt: "Figure of this cell" });
       picture.decode().then(() => { picture.width = picture.naturalWidth / 2; }, () => {});

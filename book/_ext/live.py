@@ -92,6 +92,7 @@ def library() -> bytes:
         if p.suffix in (".py", ".js", ".css", ".json")
     ]
     found.append(("anywidget.py", book / "live_widgets.py"))
+    found += [(f"IPython/{name}.py", book / "live_display.py") for name in ("__init__", "display")]
     found += [(f"results/{p.name}", p) for p in (ROOT / "book" / "results").glob("*.json")]
     found += [(f"hardware/{p.name}", p) for p in (ROOT / "book" / "hardware").glob("*.v")]
     for name in PURE:

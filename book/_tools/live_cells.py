@@ -52,9 +52,10 @@ def code_cells(notebook: Path) -> dict[int, str]:
 def try_cells(notebooks: Iterable[Path], data: Path) -> dict[str, list[int]]:
     """Run every cell of each notebook, in order; which ended without an error."""
     sys.meta_path.insert(0, OnlyThese())
-    from minqbook import live, live_widgets
+    from minqbook import live, live_display, live_widgets
 
     sys.modules["anywidget"] = live_widgets  # as in the page
+    sys.modules["IPython"] = sys.modules["IPython.display"] = live_display
     live.begin(lambda kind, text: None, str(data))
 
     def runs(source: str, space: str) -> bool:

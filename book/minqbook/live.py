@@ -72,8 +72,8 @@ def begin(emit: Callable[[str, str], None], data: str | None = None) -> None:
     """Get ready; from now on what cells show goes to ``emit(kind, text)``.
 
     kind: ``"stdout"``, ``"stderr"``; ``"figure"``, a PNG picture in base64; ``"text"``, a value as
-    it prints; ``"widget"``, the values of a widget, as JSON. data: the folder that ``given`` looks
-    in.
+    it prints; ``"html"``, one that gives a table; ``"widget"``, the values of a widget, as JSON.
+    data: the folder that ``given`` looks in.
     """
     global _emit, DATA
     _emit, DATA = emit, Path(data) if data else None
@@ -130,7 +130,7 @@ def run(source: str, space: str = "page", name: str = "", fresh: bool = False) -
             value = _execute(source, file, names)
             if value is not None:
                 names["_"] = value
-                _show(value)
+                show(value)
             _show_figures()
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: they end a cell only
         _forget_figures()
@@ -150,7 +150,7 @@ def _execute(source: str, file: str, names: dict[str, Any]) -> Any:
     return eval(compile(ast.Expression(last.value), file, "eval"), names)
 
 
-def _show(value: Any) -> None:
+def show(value: Any) -> None:
     """A value as a notebook prints it."""
     if hasattr(value, "_repr_mimebundle_"):
         data = value._repr_mimebundle_()
@@ -158,6 +158,8 @@ def _show(value: Any) -> None:
         emit("text", data["text/plain"])
         if state := data.get(WIDGET):
             emit("widget", state)
+    elif hasattr(value, "_repr_html_"):
+        emit("html", value._repr_html_())
     else:
         emit("text", repr(value))
 

@@ -6,9 +6,8 @@ __all__, __getattr__, __dir__ = lazily(
     __name__,
     {
         "registry": "TABLES measure",
-        "settings": "CALIBRATION CONFIGURATIONS NAIVE",
-        "table1": "TEST",
-        "hero": "HERO_TEST HERO_CALIBRATION BEST_TEST BEST_CALIBRATION",
-        "table2": "RATES RATES_AT_8_BITS RANGE_RATE RATE_STEPS BATCH",
+        "settings": "NAIVE",
+        "counts": "CALIBRATION CONFIGURATIONS TEST HERO_TEST HERO_CALIBRATION BEST_TEST"
+        " BEST_CALIBRATION RATES RATES_AT_8_BITS RANGE_RATE RATE_STEPS BATCH",
     },
 )

@@ -14,6 +14,12 @@ from minq.export import capture
 from minq.ptq.pipeline import ptq
 from minq.ptq.rounding import AdaRound, Nearest
 from minqbook import zoo
+from minqbook.tables.counts import (
+    BEST_CALIBRATION,
+    BEST_TEST,
+    HERO_CALIBRATION,
+    HERO_TEST,
+)
 from minqbook.tables.settings import bits_of, run
 
 HERO_STEPS = {
@@ -28,7 +34,6 @@ ROUNDINGS = {
     "corrected": Nearest(),
     "adaround": AdaRound(sweeps=10),
 }
-HERO_TEST, HERO_CALIBRATION = 64, 32
 
 
 def hero_cells() -> Iterator[dict[str, Any]]:
@@ -55,7 +60,6 @@ def hero_cell(cell: dict[str, Any]) -> dict[str, float]:
     return against_fp32(q, HERO_TEST)
 
 
-BEST_TEST, BEST_CALIBRATION = 500, 128
 BEST: dict[str, dict[str, Any]] = {
     "W8A8 per tensor": {"weights": 8},
     "W8A8 per channel": {"weights": 8, "per_channel": True, "equalize": False},

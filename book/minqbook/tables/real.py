@@ -38,12 +38,12 @@ from minq.ptq.rounding import GPTQ, NAMES, AdaRound, Nearest
 from minq.qat.pipeline import qat, split_batch
 from minq.qat.run import Checkpoint, from_all, rank, together, world_size
 from minqbook.tables import data as layouts
+from minqbook.tables.counts import CONFIGURATIONS
 from minqbook.tables.data import GLUE, LAYOUTS, Data
 from minqbook.tables.files import write
 from minqbook.tables.metrics import Boxes, metric_of
 from minqbook.tables.paper import paper_cell, paper_tables
 from minqbook.tables.rows import ROWS, Row
-from minqbook.tables.settings import CONFIGURATIONS
 
 COLUMNS = {"fp32": ("FP32",), "ptq": ("W8A8", "W4A8"), "qat": ("W8A8", "W4A8", "W4A4")}
 GRANULARITIES = {"tensor": False, "channel": True}

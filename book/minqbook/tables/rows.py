@@ -4,10 +4,11 @@
     ROWS["resnet18"].build("pretrained")   the library's own weights, which it fetches
     ROWS["resnet18"].build(path)           a .pth or .safetensors file; for BERT, a folder
 
-Nothing about a network is changed. Two rows are not what the paper ran: its DeepLabV3 has, as far
-as we know, a MobileNetV2 backbone, torchvision's has MobileNetV3-Large, the nearest there is; and
-EfficientDet gives class and box scores of anchors, without the non-maximum suppression behind
-them, which is no part of the network.
+The table itself can be read without torch, as the page's Python does. Nothing about a network is
+changed. Two rows are not what the paper ran: its DeepLabV3 has, as far as we know, a MobileNetV2
+backbone, torchvision's has MobileNetV3-Large, the nearest there is; and EfficientDet gives class
+and box scores of anchors, without the non-maximum suppression behind them, which is no part of the
+network.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Row:
         Raises ImportError where the library is missing, FileNotFoundError, and ValueError for a
         file that does not fit the network.
         """
+        import torch
+
         classes, size = classes or self.classes, size or self.size
         if weights is None:
             with torch.random.fork_rng(devices=[]):
@@ -82,6 +84,9 @@ class Row:
         Pictures are noise with large and small structures, of mean 0 and variance 1. Sentences
         differ in length.
         """
+        import torch
+        from torch.nn import functional
+
         random, size = torch.Generator().manual_seed(seed), size or self.size
         if self.task == "glue":
             return _sentences(batch, size, random)
@@ -107,6 +112,8 @@ class Row:
         real numbers; segmentation: class numbers (batch, height, width), 255 for none; detection:
         {"bbox": [(boxes, 4) as y0 x0 y1 x1, ...], "cls": [(boxes,) from 1, ...]}.
         """
+        from torch.nn import functional
+
         if self.task == "detection":
             return detection_loss(outputs, target)
         if isinstance(outputs, Mapping):
@@ -124,6 +131,9 @@ def settle(model: nn.Module, x: Any) -> nn.Module:
     die out or explode within a few layers. The mean 1 keeps most ReLUs open: with the mean 0 every
     layer would enlarge what rounding adds, which trained networks do not.
     """
+    import torch
+    from torch import nn
+
     norms = [m for m in model.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
     for m in norms:
@@ -139,6 +149,8 @@ def settle(model: nn.Module, x: Any) -> nn.Module:
 
 def load(model: nn.Module, path: Path) -> nn.Module:
     """Load a .pth or .safetensors file, which is read as data only."""
+    import torch
+
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -156,8 +168,10 @@ def load(model: nn.Module, path: Path) -> nn.Module:
     return model
 
 
-def _sentences(batch: int, length: int, random: torch.Generator) -> dict[str, Tensor]:
+def _sentences(batch: int, length: int, random: Generator) -> dict[str, Tensor]:
     """Words of BERT's vocabulary between its two marks, a second part, and room behind it."""
+    import torch
+
     ids = torch.randint(1000, 30000, (batch, length), generator=random)
     ends = torch.randint(length // 2, length + 1, (batch,), generator=random)
     ends[0], place = length, torch.arange(length)
@@ -258,6 +272,8 @@ def _pixels(mean, std, resize, crop, interpolation) -> dict[str, Any]:
 
 def detection_loss(outputs: Any, target: Mapping[str, Any]) -> Tensor:
     """effdet's loss. The anchors are those of pictures that give outputs of this size."""
+    import torch
+
     classes, boxes = outputs
     effdet, anchors = library("effdet"), library("effdet.anchors")
     config = effdet.get_efficientdet_config("tf_efficientdet_d1")

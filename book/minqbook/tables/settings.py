@@ -1,4 +1,4 @@
-"""What the tables have in common: bits, methods, and how many inputs judge and calibrate."""
+"""What the tables have in common: bits and methods."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from torch import Tensor, nn
 
 from minq.graph.batches import flatten_outputs
 from minq.ptq.rounding import Nearest
-
-CALIBRATION = 128
-"""Inputs that the small networks are calibrated on."""
-
-CONFIGURATIONS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A8": (3, 8), "W2A8": (2, 8)}
+from minqbook.tables.counts import CONFIGURATIONS
 
 
 def bits_of(cell: dict[str, Any]) -> dict[str, Any]:

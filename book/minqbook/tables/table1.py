@@ -14,9 +14,10 @@ from minq.export import capture
 from minq.ptq.pipeline import ptq
 from minq.ptq.rounding import AdaRound
 from minqbook import zoo
-from minqbook.tables.settings import CALIBRATION, CONFIGURATIONS, METHODS, bits_of, run
+from minqbook.tables.counts import CALIBRATION, CONFIGURATIONS, TEST
+from minqbook.tables.settings import METHODS, bits_of, run
 
-TEST, COMPARED, SEEDS = 1000, 250, (0, 1, 2)
+COMPARED, SEEDS = 250, (0, 1, 2)
 
 
 def fp32_cells() -> Iterator[dict[str, Any]]:

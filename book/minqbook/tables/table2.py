@@ -14,12 +14,18 @@ from minq.ptq.pipeline import ptq
 from minq.ptq.rounding import AdaRound
 from minq.qat.pipeline import qat
 from minqbook import zoo
+from minqbook.tables.counts import (
+    BATCH,
+    CALIBRATION,
+    RANGE_RATE,
+    RATE_STEPS,
+    RATES,
+    RATES_AT_8_BITS,
+    STEPS,
+)
 from minqbook.tables.files import path_of, read
-from minqbook.tables.settings import CALIBRATION, MSE, bits_of
+from minqbook.tables.settings import MSE, bits_of
 
-RATES, RANGE_RATE, STEPS, BATCH = (3e-4, 1e-3, 3e-3), 1e-2, 400, 64
-RATES_AT_8_BITS = (3e-5, 1e-4, 3e-4)  # what is close to the trained network is led more gently
-RATE_STEPS = 250
 QAT_STEPS = {"W8A8": 200, "W4A8": 400, "W4A4": 800}
 CONTROL_STEPS = 400
 QAT_SEEDS = (0, 1)

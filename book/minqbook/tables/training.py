@@ -11,7 +11,8 @@ from minq.ptq.rounding import Nearest
 from minq.qat.batchnorm import Keep
 from minq.qat.pipeline import finish, prepare
 from minqbook import zoo
-from minqbook.tables.settings import CALIBRATION, MSE, bits_of
+from minqbook.tables.counts import CALIBRATION
+from minqbook.tables.settings import MSE, bits_of
 from minqbook.tables.table2 import QAT_SEEDS, accuracies, accuracy, chosen_rate, trained
 
 LONG = 3200  # steps, four times as many as in table 10
