@@ -278,6 +278,22 @@ def test_words_and_named_inputs_and_results(tmp_path):
         torch.testing.assert_close(answers, expected, atol=0.1, rtol=0)
 
 
+def test_filling_up_with_zero_leaves_layers_on_integers(tmp_path):
+    """Padding that is set to zero, by a mask of whole numbers as tokenizers give it."""
+
+    def forward(m, x, seen):
+        return m.b(m.a(x).masked_fill((1.0 - seen).bool(), 0.0))
+
+    torch.manual_seed(0)
+    data = noise(20, 4), torch.arange(20)[:, None] % 3
+    data[1].clamp_(max=1)
+    model = Lambda(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 3)).eval()
+    q = ptq(model, [data], rounding="nearest", progress=False)
+    path = to_onnx(q, tmp_path / "filled.onnx", example=data)
+    assert kernels(path)[QGEMM] == 2
+    check(q, path, *data)
+
+
 # --- The facts that the rewritings rest on --------------------------------------------------------
 
 

@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 import minq
 from minq import graph
+from minq.deploy.integer import simulation
 from minq.simulate import activation_quantizers
 
 LOW, SEEN = torch.finfo(torch.float32).min, torch.ones(9, 9).tril().bool()
+NEAR = torch.ones(9, 9).triu(-1).bool()
 FAR = torch.zeros(9, 9).masked_fill(~SEEN, -1e9)
 VALID = torch.ones(16, 9)
 VALID[::2, 6:] = 0
@@ -125,6 +127,44 @@ def test_attention_in_one_operator(how):
     with torch.no_grad():
         assert minq.sqnr(model(x), minq.capture(model, x)(x)) > 120
         assert minq.sqnr(model(x), q(x)) > 28
+
+
+def test_a_query_that_sees_no_key_gets_what_torch_gives_it():
+    """A window over padding hides all keys of some queries: zeros, where a softmax has none."""
+
+    def forward(m, x, valid):
+        q, k, v = m.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+        seen = SEEN & NEAR & valid.bool()[:, None, None]
+        return m.out(F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).flatten(2))
+
+    torch.manual_seed(0)
+    model = Lambda(forward, qkv=nn.Linear(16, 48), out=nn.Linear(16, 16)).eval()
+    data = noise(16, 9, 16), VALID
+    q = minq.ptq(model, [data], rounding="nearest")
+    net = minq.to_integer(q, multipliers="float")
+    with torch.no_grad():
+        expected = model(*data)
+        assert torch.equal(expected[0, -1], model.out.bias)  # nothing is seen there
+        assert minq.sqnr(expected, minq.capture(model, data)(*data)) > 120
+        assert minq.sqnr(expected, q(*data)) > 28
+        assert minq.sqnr(simulation(q)(*(v.double() for v in data)), net(*data)) > 120
+    assert not net.islands
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_scores_that_an_input_hides_are_integers(table):
+    """A mask that is smaller than the scores, from a table or from zero."""
+
+    def mask(m, a, v):
+        hides = torch.where(v[:, None].bool(), m.table if table else torch.zeros(()), LOW)
+        return a + hides.contiguous()
+
+    data = noise(16, 9, 16), VALID
+    q = minq.ptq(attend(mask, table=nn.Parameter(0.3 * noise(9, 9))), [data], rounding="nearest")
+    net = minq.to_integer(q, multipliers="float")
+    assert not net.islands
+    with torch.no_grad():
+        assert minq.sqnr(simulation(q)(*(v.double() for v in data)), net(*data)) > 120
 
 
 @pytest.mark.parametrize("weights", [False, True])

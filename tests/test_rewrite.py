@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 
 import minq
 from minq import graph
+from minq.fold import fold
 from minq.simulate import weight_quantizers
 
 X = noise(6, 9, 16)
@@ -71,6 +72,75 @@ def test_whatever_is_linear_is_a_layer(name):
     assert one.scale.numel() == outputs[channel]
     with torch.no_grad():
         assert minq.sqnr(model(*args), q(*args)) > 34
+
+
+@pytest.mark.parametrize("name", ["nbd,dhk->nbhk", "nbd,dhk->bhnk"])
+def test_the_batch_may_be_any_dimension_of_a_sum_over_indices(name):
+    def forward(m, x):
+        return torch.einsum(name, x.transpose(0, 1), m.w)
+
+    model = Lambda(forward, w=p(16, 4, 3))
+    gm = minq.capture(model, X)
+    assert len(graph.layers(gm)) == 1 and "einsum" not in map(graph.op, gm.graph.nodes)
+    x = torch.cat([X, X[:3]])
+    with torch.no_grad():
+        assert minq.sqnr(model(x), gm(x)) > 120
+
+
+PARTS = {
+    "multiply": lambda x: torch.multiply(x, x.sigmoid()),
+    "subtract": lambda x: torch.subtract(x, x.sigmoid(), alpha=2),
+    "true_divide": lambda x: torch.true_divide(x, 3),
+    "negative": torch.negative,
+    "absolute": torch.absolute,
+    "hstack": lambda x: torch.hstack([x, -x]),
+    "swapaxes": lambda x: torch.swapaxes(x, 1, 2),
+    "moveaxis": lambda x: torch.moveaxis(x, 1, 2),
+    "diff": torch.diff,
+    "expit": torch.special.expit,
+    "broadcast_to": lambda x: torch.broadcast_to(x[:, :1], x.shape),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_torch_makes_of_known_operators_is_known(name):
+    model = Lambda(lambda m, x: PARTS[name](m.a(x)), a=nn.Linear(16, 16)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one that stays in float is told
+        q = minq.ptq(model, X, rounding="nearest")
+    x = torch.cat([X, X[:3]])
+    with torch.no_grad():
+        assert minq.sqnr(model(x), minq.capture(model, X)(x)) > 120
+        assert minq.sqnr(model(x), q(x)) > 28
+    assert not minq.to_integer(q).islands
+
+
+def _layer_norm(m, x, dim):
+    mean = x.mean(dim, keepdim=True)
+    y = (x - mean) / torch.sqrt((x - mean).pow(2).mean(dim, keepdim=True) + 1e-5)
+    shape = [-1 if k == dim % x.ndim else 1 for k in range(x.ndim)][1:]
+    return m.w.reshape(shape) * y + m.b.reshape(shape)
+
+
+def _by_variance(m, x, dim):
+    mean, variance = x.mean(dim, keepdim=True), x.var(dim, unbiased=False, keepdim=True)
+    shape = [-1 if k == dim % x.ndim else 1 for k in range(x.ndim)][1:]
+    return (x - mean) * torch.rsqrt(variance + 1e-5) * m.w.reshape(shape) + m.b.reshape(shape)
+
+
+@pytest.mark.parametrize("dim", [1, 2, -1])
+@pytest.mark.parametrize("write", [_layer_norm, _by_variance])
+def test_layer_norm_spelled_out_over_any_dimension_is_one_operator(write, dim):
+    width = X.shape[dim]
+    model = Lambda(lambda m, x: write(m, m.a(x), dim), a=nn.Linear(16, 16), w=p(width), b=p(width))
+    gm = fold(minq.capture(model, X))
+    kinds = [graph.op(node) for node in gm.graph.nodes]
+    assert kinds.count("layer_norm") == 1 and not {"mean", "mul", "add", "div"} & set(kinds)
+    with torch.no_grad():
+        y = model.a(X).transpose(dim, -1)
+        oracle = F.layer_norm(y, [width], model.w, model.b).transpose(dim, -1)
+        assert minq.sqnr(oracle, gm(X)) > 110
+    assert not minq.to_integer(minq.ptq(model, X, rounding="nearest")).islands
 
 
 @pytest.mark.parametrize("equation", ["bqd,bkd->bqk", "bnd,bnd->bn", "bnd,bne->bde"])

@@ -1,7 +1,7 @@
 """Any network as a graph of operators that the passes can read and change.
 
 - ``capture``: ``torch.export``, and all that follows in order
-- ``plain``, ``inplace``: nothing wrapped, and nothing overwritten
+- ``parts``, ``plain``, ``inplace``: nothing that is made of others, wrapped or overwritten
 - ``rewrite``, ``recurrent``, ``idioms``, ``fills``: one form for what networks write in many
 - ``constants``, ``spread``: what is known before the network runs
 - ``chance``, ``sizes``, ``refusals``: random numbers, other paths, and what cannot be captured

@@ -24,6 +24,7 @@ from minq.export.chance import drop_dropout, random_places, warn_of_chance
 from minq.export.constants import fold_constants
 from minq.export.fills import write_as_fill
 from minq.export.inplace import functional
+from minq.export.parts import in_parts
 from minq.export.plain import plain
 from minq.export.recurrent import write_out
 from minq.export.refusals import CaptureError, refuse, why
@@ -220,6 +221,7 @@ def _finished(model: nn.Module, program: tuple[Any, Caught], args: tuple, kwargs
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            exported = in_parts(exported)
             gm, autocast = plain(exported.module())
             if not functional(gm):
                 gm, autocast = plain(exported.run_decompositions({}).module())

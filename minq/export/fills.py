@@ -1,6 +1,7 @@
 """One form for masks: masked_fill behind all else that is added, whatever a network writes.
 
 where(c, x, v)                      masked_fill(x, not c, v)
+x + where(c, y, -1e9)               masked_fill(x + y, not c, -1e9)    in front of a softmax
 x + (0 or -infinity)                masked_fill(x, hidden, -inf)       in front of a softmax
 x + masked_fill(y, hidden, -1e9)    masked_fill(x + y, hidden, -1e9)   in front of a softmax
 """
@@ -53,16 +54,29 @@ def _fill_last(node: fx.Node) -> None:
         moved = filled
         while isinstance(moved, fx.Node) and graph.op(moved) in ("contiguous", "clone", "to"):
             moved = moved.args[0]
-        if not isinstance(moved, fx.Node) or graph.op(moved) != "masked_fill" or not _like(x, node):
+        found = _filled(moved) if _like(x, node) and _before_softmax(node) else None
+        if found is None or graph.op(x) == "masked_fill":
             continue
-        data, hides, value = moved.args
-        if not isinstance(value, int | float) or value > -1e9 or not _before_softmax(node):
+        data, flags, inverted, value = found
+        if value > -1e9:
             continue  # beside less, a score still counts
-        if graph.op(x) != "masked_fill":
-            nothing = graph.constant_number(data) == 0
-            total = x if nothing else call(node, aten.add.Tensor, x, data)
-            replace(node, call(node, aten.masked_fill.Scalar, total, hides, value))
-            return
+        hides = call(node, aten.logical_not.default, flags) if inverted else flags
+        nothing = graph.constant_number(data) == 0
+        total = x if nothing else call(node, aten.add.Tensor, x, data)
+        replace(node, call(node, aten.masked_fill.Scalar, total, hides, value))
+        return
+
+
+def _filled(node: Any) -> tuple[fx.Node, fx.Node, bool, float] | None:
+    """What is filled up, the flags that say where, whether where they are not, and the number."""
+    if graph.op(node) == "masked_fill":
+        found = node.args[0], node.args[1], False, node.args[2]
+    elif graph.op(node) == "where" and len(node.args) == 3 and _flags(node.args[0]):
+        found = node.args[1], node.args[0], True, graph.constant_number(node.args[2])
+    else:
+        return None
+    real = isinstance(found[0], fx.Node) and graph.is_float(found[0])
+    return found if real and isinstance(found[3], int | float) else None
 
 
 def _before_softmax(node: fx.Node) -> bool:

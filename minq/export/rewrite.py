@@ -22,7 +22,7 @@ def rewrite(gm: fx.GraphModule) -> fx.GraphModule:
     """All rewritings of this file; ``gm`` is changed and returned."""
     mark_constants(gm)
     for node in list(gm.graph.nodes):
-        write = _WRITERS.get(graph.op(node))
+        write = WRITERS.get(graph.op(node))
         if write is not None:
             replace(node, write(node))
     for node in list(gm.graph.nodes):
@@ -167,6 +167,7 @@ def _contracted(
     if not summed:
         both = _spread(node, a, of_a, out), _spread(node, b, of_b, out)
         return call(node, aten.mul.Tensor, *both)
+    rows.sort(key=lambda i: graph.is_fixed(sizes[i]))  # the batch, wherever it lies, first
     if not all(graph.is_fixed(sizes[i]) for i in [*rows[1:], *columns, *summed]):
         return None
     if is_constant(b) and not batch and not is_constant(a):
@@ -243,8 +244,9 @@ def _permuted(node: fx.Node, x: fx.Node, order: list[int]) -> fx.Node:
 def spell_out_attention(node: fx.Node) -> fx.Node | None:
     """softmax(Q K^T / sqrt(d) + mask) V as its operators, so that each can be quantized.
 
-    With ``is_causal`` no query sees a later key; with ``enable_gqa`` several queries share a key.
-    None, which leaves the operator, where it draws random numbers.
+    With ``is_causal`` no query sees a later key; with ``enable_gqa`` several queries share a key. A
+    query that sees no key at all, as padding may be, gets zeros: the softmax of nothing but
+    -infinity would be no number. None, which leaves the operator, where it draws random numbers.
     """
     q, k, v = node.args[:3]
     mask, dropout = graph.argument(node, 3, "attn_mask"), graph.argument(node, 4, "dropout_p", 0.0)
@@ -259,18 +261,21 @@ def spell_out_attention(node: fx.Node) -> fx.Node | None:
     scale = graph.shape_of(q)[-1] ** -0.5 if scale is None else scale
     scores = call(node, aten.matmul.default, q, call(node, aten.transpose.int, k, -2, -1))
     scores = call(node, aten.mul.Tensor, scores, scale)
-    hidden = []
+    blind = None
     if mask is not None and graph.is_float(mask):
         scores = call(node, aten.add.Tensor, scores, mask)
     elif mask is not None:
-        hidden.append(call(node, aten.logical_not.default, mask))
+        hidden = call(node, aten.logical_not.default, mask)
+        lowest = torch.finfo(node.meta["val"].dtype).min
+        scores = call(node, aten.masked_fill.Scalar, scores, hidden, lowest)
+        blind = call(node, aten.all.dim, hidden, -1, True)
     if causal:
         place = {"dtype": torch.bool, "device": node.meta["val"].device}
         ones = call(node, aten.ones.default, [int(rows), int(columns)], **place)
-        hidden.append(call(node, aten.triu.default, ones, 1))
-    for h in hidden:
-        scores = call(node, aten.masked_fill.Scalar, scores, h, float("-inf"))
-    return call(node, aten.matmul.default, call(node, aten.softmax.int, scores, -1), v)
+        hidden = call(node, aten.triu.default, ones, 1)
+        scores = call(node, aten.masked_fill.Scalar, scores, hidden, float("-inf"))
+    y = call(node, aten.matmul.default, call(node, aten.softmax.int, scores, -1), v)
+    return y if blind is None else call(node, aten.masked_fill.Scalar, y, blind, 0.0)
 
 
 def _copied(node: fx.Node) -> fx.Node | None:
@@ -279,7 +284,7 @@ def _copied(node: fx.Node) -> fx.Node | None:
     return node.args[1] if (old.shape, old.dtype) == (new.shape, new.dtype) else None
 
 
-_WRITERS = {
+WRITERS = {
     "mm": _product,
     "matmul": _product,
     "mv": _vectors,

@@ -13,8 +13,8 @@ facts: rounding Q is monotone, and it looks at each element alone.
   elsewhere. A grid that does not fill its type, 4 bits in UINT8, is clamped the same way.
 - Moving before rounding is moving after it: Q(concat(x, y)) = concat(Q(x), Q(y)), also for reshape
   and its like. So each branch of a concatenation is rounded by the layer that it comes from.
-- What was moved on a grid is on that grid: rounding it once more changes nothing, and lets the
-  moving itself work on integers.
+- What was moved on a grid, or filled up with zero, is on that grid: rounding it once more changes
+  nothing, and lets the moving itself, and a layer behind it, work on integers.
 - A mean over the picture is a global average pooling.
 
 One rewriting keeps an engine from going further. ONNX Runtime takes a float weight or bias between
@@ -134,17 +134,16 @@ class Rewriting(Markers):
 
     def _stay_on_grid(self, node: ir.Node) -> None:
         """What was moved stays on its grid: say so, and the moving can work on integers."""
-        if not self.moves(node) or node.op_type == "Concat":
-            return
-        found = self.quantizer_of(node.inputs[0])
-        if found is None or not found.per_tensor:
+        x = node.inputs[0] if self.moves(node) and node.op_type != "Concat" else _not_zero(node)
+        found = self.quantizer_of(x)
+        if x is None or found is None or not found.per_tensor:
             return
         for value in node.outputs:
             readers = [reader for reader, _ in value.uses()]
             if not readers or value.is_graph_output() or all(r.domain == "minq" for r in readers):
                 continue
             uses = list(value.uses())
-            new = self.insert(node.inputs[0].producer(), value)
+            new = self.insert(x.producer(), value)
             for reader, i in uses:
                 reader.replace_input_with(i, new.outputs[0])
 
@@ -231,6 +230,13 @@ def _to_grid(quantizer: Quantizer, value: Array) -> Array:
     """Q of a bound, which may be infinite."""
     finite = np.clip(value, np.finfo(np.float32).min, np.finfo(np.float32).max)
     return quantizer.quantize(torch.from_numpy(np.asarray(finite, np.float32))).numpy()
+
+
+def _not_zero(node: ir.Node) -> ir.Value | None:
+    """The x of where(hidden, 0, x)."""
+    if node.op_type != "Where" or np.any(constant(node.inputs[1], 1)):
+        return None
+    return node.inputs[2]
 
 
 def _clamp_of(node: ir.Node) -> tuple[ir.Value, Array | None, Array | None] | None:

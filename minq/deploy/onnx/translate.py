@@ -50,6 +50,8 @@ def translate(gm: fx.GraphModule) -> ir.Model:
     for node in list(flat.graph.nodes):
         if graph.op(node) == "linear":
             _as_rows(flat.graph, node)
+        elif graph.op(node) == "rsub" and len(node.args) == 2 and not node.kwargs:
+            _less_whole(flat.graph, node)
     for name in quantizers(flat):
         flat.set_submodule(name, _Marker(name))
     output = flat.graph.output_node()
@@ -99,6 +101,18 @@ def _as_rows(g: fx.Graph, node: fx.Node) -> None:
         back = g.call_function(reshape, (node, sizes))
     back.meta.update(node.meta)
     node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
+
+
+def _less_whole(g: fx.Graph, node: fx.Node) -> None:
+    """1.0 - x = -(x - 1.0): torch.onnx fails at a number less a tensor of whole numbers."""
+    x, number = node.args
+    if not graph.is_float(x) and isinstance(number, float):
+        with g.inserting_before(node):
+            turned = g.call_function(torch.ops.aten.sub.Tensor, (x, number))
+            new = g.call_function(torch.ops.aten.neg.default, (turned,))
+        new.meta.update(node.meta)
+        node.replace_all_uses_with(new)
+        g.erase_node(node)
 
 
 def sample(node: fx.Node) -> Tensor:
