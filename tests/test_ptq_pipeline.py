@@ -495,3 +495,10 @@ def test_a_network_of_torchvision():
     convolutions = sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules())
     assert len(weight_quantizers(gm)) == convolutions
     assert quality(model, gm, x) > 10
+
+
+def test_where_the_model_itself_computes_no_numbers_the_place_is_named():
+    parts = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)}
+    model = Lambda(lambda m, x: m.b((m.a(x) - 100).sqrt()), **parts)
+    with pytest.raises(ValueError, match="at sqrt from .* NaN or infinite values"):
+        ptq(model, noise(16, 4), rounding="nearest")

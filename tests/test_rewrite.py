@@ -87,6 +87,22 @@ def test_the_batch_may_be_any_dimension_of_a_sum_over_indices(name):
         assert minq.sqnr(model(x), gm(x)) > 120
 
 
+@pytest.mark.parametrize("more", [False, True])
+def test_what_is_empty_adds_nothing_to_what_it_is_put_together_with(more):
+    """As keys and the cache of those before them, which begins empty."""
+
+    def forward(m, x):
+        keys = torch.cat([torch.tensor([]), m.a(x), *[m.a(x) + 1] * more], dim=-2)
+        return torch.cat([x[:, :0], keys], 1)
+
+    model = Lambda(forward, a=nn.Linear(16, 16)).eval()
+    q = minq.ptq(model, X, rounding="nearest")
+    assert list(map(graph.op, q.graph.nodes)).count("cat") == more
+    with torch.no_grad():
+        assert minq.sqnr(model(X), minq.capture(model, X)(X)) > 120
+        assert minq.sqnr(model(X), q(X)) > 34
+
+
 PARTS = {
     "multiply": lambda x: torch.multiply(x, x.sigmoid()),
     "subtract": lambda x: torch.subtract(x, x.sigmoid(), alpha=2),

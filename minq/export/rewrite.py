@@ -284,6 +284,15 @@ def _copied(node: fx.Node) -> fx.Node | None:
     return node.args[1] if (old.shape, old.dtype) == (new.shape, new.dtype) else None
 
 
+def _without_empty(node: fx.Node) -> fx.Node | None:
+    """Empty tensors beside others add nothing: a cache of keys may begin as ``tensor([])``."""
+    parts = [x for x in node.args[0] if "0" not in map(str, graph.shape_of(x))]
+    kind = node.meta["val"].dtype
+    if len(parts) in (0, len(node.args[0])) or any(x.meta["val"].dtype != kind for x in parts):
+        return None
+    return parts[0] if len(parts) == 1 else call(node, aten.cat.default, parts, *node.args[1:])
+
+
 WRITERS = {
     "mm": _product,
     "matmul": _product,
@@ -296,5 +305,6 @@ WRITERS = {
     "linear": _layer_of_data,
     "einsum": _einsum,
     "copy": _copied,
+    "cat": _without_empty,
     "scaled_dot_product_attention": spell_out_attention,
 }

@@ -263,7 +263,13 @@ def _set_activation_range(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> floa
         sample = range_sample(values, walk.lengths)
     else:  # every channel has extremes of its own
         sample = torch.cat([quantizer.arranged(v.detach()).flatten(0, -2) for v in values])
-    quantizer.observe()(sample)
+    try:
+        quantizer.observe()(sample)
+    except ValueError as error:
+        name = node.target.removesuffix(".quantizer").removesuffix(".input")
+        raise ValueError(
+            f"what the model computes at {name} from the calibration data has no range: {error}"
+        ) from error
     quantizer.freeze()
     if not quantizer.estimator.by_output or quantizer.granularity.axis is not None:
         return math.inf
