@@ -256,6 +256,7 @@ def _warn_of_unsupported(plan: _Plan) -> None:
 
 
 def _some(names: list[str]) -> str:
+    names = [*dict.fromkeys(names)]
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 

@@ -231,3 +231,9 @@ def test_a_tied_head_stays_tied():
     model = Lambda(lambda m, i: m.e(i) @ m.e.weight.t(), e=nn.Embedding(10, 16)).eval()
     q = minq.ptq(model, torch.randint(10, (6, 5)), rounding="nearest")
     assert list(weight_quantizers(q)) == ["e.weight_quantizer"] and len(graph.layers(q)) == 1
+
+
+def test_a_place_with_several_operators_that_stay_in_float_is_named_once():
+    model = Lambda(lambda m, x: m.a(x).erfinv() + (x / 9).erfinv(), a=nn.Linear(16, 16)).eval()
+    with pytest.warns(UserWarning, match="stays in float, in erfinv; "):
+        minq.ptq(model, X.clamp(-1, 1) / 9, rounding="nearest")
