@@ -213,6 +213,7 @@ def test_stop_ends_an_endless_loop(live_page, measure):
     measure("live-stop", ms=ms)
     assert ms < 300 and statuses == ["stopped", "stopped"] and not running
     assert "names of all cells are gone" in text
+    assert page.locator("iframe[title=Python]").count() == 0, "what looped is gone, and not at work"
     after = run(page, "x")
     assert (after["status"], after["line"]) == ("error", 1), "a new Python, without the old names"
     known = "import sys\n[name for name in ('numpy', 'minq.affine') if name in sys.modules]"
