@@ -29,6 +29,9 @@ CALIBRATION = 32  # rows to calibrate with
 GROUPS = (0, 128, 64, 32, 16)
 """Weights that share a scale; 0 for all of an output channel."""
 
+GIANT = 11
+"""The layer behind which the first token holds a giant value."""
+
 WORDS = ("words", "head")
 """Layers that keep the 8 bits of the file."""
 
@@ -118,11 +121,13 @@ NEAREST: dict[str, tuple[str | None, str]] = {
 
 BY_DATA: dict[str, dict[str, Any]] = {
     "gptq": {"rounding": GPTQ(), "equalize": False},
+    "gptq, ranges": {"rounding": GPTQ(clip=True), "equalize": False},
     "awq": {"rounding": Nearest(), "equalize": AWQ(clip=True)},
-    "awq, gptq": {"rounding": GPTQ(), "equalize": AWQ(clip=True)},
-    "awq, gptq, nf4": {"rounding": GPTQ(), "equalize": AWQ(clip=True)},
+    "awq, gptq": {"rounding": GPTQ(clip=True), "equalize": AWQ()},
+    "awq, gptq, nf4": {"rounding": GPTQ(clip=True), "equalize": AWQ()},
 }
-"""Ways that look at data; the last one on the levels of NF4."""
+"""Ways that look at data; the last one on the levels of NF4. GPTQ starts from MSE ranges, or
+chooses them on its way."""
 
 
 def _quantized(cell: dict[str, Any]) -> nn.Module:
@@ -151,6 +156,50 @@ def _one_part(cell: dict[str, Any]) -> dict[str, Any]:
     """One layer, or one kind of matrix in all layers, at few bits, all others as they were."""
     how = scheme(cell["bits"], cell["group"])
     return score(round_weights(zoo.smollm2(), how, only=cell["method"]), 2)
+
+
+@torch.no_grad()
+def _biases(cell: dict[str, Any]) -> dict[str, Any]:
+    """What biases do to a model that has none: behind each matrix, rounded to nearest, eq. (27).
+
+    The exact outputs are those of the exact network, so that a layer's bias also sees the errors of
+    the layers before it.
+
+    Returns:
+        With the scores, numbers of matrices: all; lowered, whose squared error falls; behind, those
+        that follow the giant; tripled, those of them with more than three times the error at the
+        first token. worse: the most that this error is multiplied by.
+    """
+    rows = _tokens("calibration", CALIBRATION // 4)
+    exact, q = zoo.smollm2(), round_weights(zoo.smollm2(), scheme(cell["bits"], cell["group"]))
+    outputs, biases, of_first, of_all = {}, {}, {}, {}
+
+    def keep(name: str, y: Tensor) -> None:
+        outputs[name] = y
+
+    def correct(name: str, y_hat: Tensor) -> Tensor:
+        if name not in biases:
+            error = y_hat - outputs[name]
+            biases[name] = error.mean((0, 1))  # eq. (27)
+            before, after = (e.square().sum((0, 2)) for e in (error, error - biases[name]))
+            of_first[name], of_all[name] = (
+                float(part(after) / part(before)) for part in (lambda v: v[0], torch.sum)
+            )
+        return y_hat - biases[name]
+
+    for model, look in ((exact, keep), (q, correct)):
+        for name, layer in model.layers.named_modules():
+            if isinstance(layer, nn.Linear):
+                layer.register_forward_hook(lambda _, inputs, y, n=name, f=look: f(n, y))
+        model(rows)
+    behind = [worse for n, worse in of_first.items() if int(n.partition(".")[0]) > GIANT]
+    return score(q) | {
+        "matrices": len(of_all),
+        "lowered": sum(v < 1 for v in of_all.values()),
+        "behind": len(behind),
+        "tripled": sum(v > 3 for v in behind),
+        "worse": round(max(of_first.values()), 1),
+    }
 
 
 def _text(cell: dict[str, Any]) -> dict[str, Any]:
@@ -262,6 +311,7 @@ def _decode(cell: dict[str, Any]) -> dict[str, Any]:
 _MEASURE = {
     "weights": _weights,
     "part": _one_part,
+    "biases": _biases,
     "text": _text,
     "activations": _activations,
     "cache": _cache,
@@ -299,14 +349,14 @@ def cells() -> Iterator[dict[str, Any]]:
             yield cell("cache", keys, bits, 0)
     for part in PARTS:
         yield cell("part", part, 3, 32)
+    yield cell("biases", "mean error", 4, 32)
+    for method in ("gptq", "gptq, ranges", "awq", "awq, gptq"):
+        for group in (32, 128, 0):
+            for bits in (4, 3):
+                yield cell("weights", method, bits, group)
     for group in (32, 128, 0):
-        for bits in (4, 3):
-            yield cell("weights", "gptq", bits, group)
+        yield cell("weights", "awq, gptq, nf4", 4, group)
     yield cell("weights", "gptq", 2, 32)
-    for bits, group in ((4, 32), (3, 32), (4, 128)):
-        yield cell("weights", "awq", bits, group)
-    for method in ("awq, gptq", "awq, gptq, nf4"):
-        yield cell("weights", method, 4, 32)
 
 
 def cell(chosen: dict[str, Any]) -> dict[str, Any]:
