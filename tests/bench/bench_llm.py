@@ -49,6 +49,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 Made = tuple[nn.Module, float]
 """Tokens (B, T) to logits, and bits a weight."""
 LENGTH = 256
+BEST = minq.ptq.GPTQ(clip=True)
 
 
 @dataclass(frozen=True)
@@ -85,18 +86,19 @@ def minq_nearest(task: Task, zero_point: str | None = None) -> Made:
 def minq_ptq(
     task: Task,
     zero_point: str | None = None,
-    rounding: str | minq.ptq.GPTQ = "gptq",
+    rounding: minq.ptq.Nearest | minq.ptq.GPTQ = BEST,
     awq: bool = False,
     grid: minq.Grid | None = None,
 ) -> Made:
-    """GPTQ or rounding to nearest, behind AWQ's scaling where this is asked for."""
+    """GPTQ or rounding to nearest, behind AWQ's scaling where this is asked for; one of the two
+    looks for the ranges."""
     how, bits = scheme(task, zero_point)
     if grid is not None:
         _only(task.bits == grid.bits, f"it has {grid.bits} bits")
         how = replace(how, weights=grid)
     q = minq.ptq(
         task.model, task.rows.split(4), scheme=how, rounding=rounding,
-        equalize=minq.ptq.AWQ(clip=True) if awq else False, progress=False,
+        equalize=awq and minq.ptq.AWQ(clip=rounding is not BEST), progress=False,
     )  # fmt: skip
     for quantizer in minq.simulate.weight_quantizers(q).values():
         stored_in_16_bits(quantizer)
@@ -279,13 +281,9 @@ PEERS: dict[str, tuple[str, Callable[[Task], Made]]] = {
     "minq-GPTQ": ("minq", minq_ptq),
     "minq-GPTQ-integer": ("minq", partial(minq_ptq, zero_point="integer")),
     "minq-GPTQ-minimum": ("minq", partial(minq_ptq, zero_point="real")),
-    "minq-AWQ": ("minq", partial(minq_ptq, rounding="nearest", awq=True)),
+    "minq-AWQ": ("minq", partial(minq_ptq, rounding=minq.ptq.Nearest(), awq=True)),
     "minq-AWQ-GPTQ": ("minq", partial(minq_ptq, awq=True)),
     "minq-AWQ-GPTQ-NF4": ("minq", partial(minq_ptq, awq=True, grid=minq.floats.NF4)),
-    "minq-AWQ-GPTQ-NF4-clip": (
-        "minq",
-        partial(minq_ptq, awq=True, grid=minq.floats.NF4, rounding=minq.ptq.GPTQ(clip=True)),
-    ),
     "minq-AWQ-GPTQ-minimum": ("minq", partial(minq_ptq, zero_point="real", awq=True)),
     "torchao-int4": ("torchao", partial(torchao, kind="int4")),
     "torchao-symmetric": ("torchao", partial(torchao, kind="symmetric")),
