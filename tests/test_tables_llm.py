@@ -34,7 +34,7 @@ def test_four_bits_with_a_minimum_are_free():
 
 @pytest.mark.parametrize(
     "method, group",
-    [(m, g) for m in ("nearest", "minimum", "gptq") for g in (32, 128)] + [("awq", 32)],
+    [(method, group) for method, bits, group in WEIGHTS if bits == 3 and group],
 )
 def test_fewer_bits_cost(method, group):
     found = [WEIGHTS[method, b, group]["kl"] for b in (8, 4, 3) if (method, b, group) in WEIGHTS]
@@ -43,7 +43,7 @@ def test_fewer_bits_cost(method, group):
 
 @pytest.mark.parametrize(
     "method, bits, group",
-    [k for k in WEIGHTS if k[0] in ("gptq", "awq") and k[2]],
+    [k for k in WEIGHTS if k[0] in llm.BY_DATA and k[2]],
 )
 def test_what_looks_at_data_beats_rounding_to_nearest(method, bits, group):
     nearest = min(
