@@ -351,10 +351,10 @@ def cells() -> Iterator[dict[str, Any]]:
         yield cell("part", part, 3, 32)
     yield cell("biases", "mean error", 4, 32)
     for method in ("gptq", "gptq, ranges", "awq", "awq, gptq"):
-        for group in (32, 128, 0):
+        for group in (32, 128) if method.startswith("awq") else (32, 128, 0):
             for bits in (4, 3):
                 yield cell("weights", method, bits, group)
-    for group in (32, 128, 0):
+    for group in (32, 128):
         yield cell("weights", "awq, gptq, nf4", 4, group)
     yield cell("weights", "gptq", 2, 32)
 
