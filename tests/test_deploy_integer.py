@@ -184,6 +184,35 @@ def test_a_layer_without_quantizers_is_an_island():
     assert_same(q, noise(4, 3, 8, 8))
 
 
+def test_a_layer_that_reads_zeros_is_an_island():
+    model = Lambda(lambda m, x: m.b(m.a(x) * 0), a=nn.Linear(6, 6), b=nn.Linear(6, 3))
+    islands = assert_same(quantized(model.eval(), noise(32, 6)), noise(32, 6)).islands
+    assert islands == {"b": "linear: its input is 0 times a grid"}
+
+
+@torch.no_grad()
+def test_a_bias_that_loses_steps_of_its_output_is_told(tmp_path):
+    """Channels of 1e-3 to 1e3 on one grid, behind it each counts as much: s_w s_x is too coarse."""
+    torch.manual_seed(0)
+    sizes = torch.tensor([1e-3, 1.0, 1e3, 10.0, 0.1, 100.0])
+    model = nn.Sequential(nn.Conv2d(6, 6, 1), nn.Conv2d(6, 4, 3)).eval()
+    model[0].weight *= sizes[:, None, None, None]
+    model[1].weight /= sizes[:, None, None]
+    x = noise(32, 6, 8, 8)
+    settings = {"rounding": "nearest", "progress": False}
+    q = minq.ptq(model, x, **settings)
+    for deploy in (minq.to_integer, lambda q: minq.to_onnx(q, tmp_path / "q.onnx")):
+        with pytest.warns(UserWarning, match="round the biases of 1 .*layers={'0': {'activations'"):
+            net = deploy(q)
+        if deploy is minq.to_integer:
+            assert minq.sqnr(q(x), net(x)) < minq.sqnr(model(x), q(x)) - 6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        finer = minq.ptq(model, x, **settings, layers={"0": {"activations": 16}})
+        assert minq.sqnr(finer(x), minq.to_integer(finer)(x)) > 60
+        minq.to_integer(minq.ptq(network("mobile")[0], noise(4, 3, 8, 8), weights=2, activations=2))
+
+
 def test_the_batch_size_is_free_and_a_copy_computes_the_same():
     x = zoo.test_set("inception", 3)[0]
     net = minq.to_integer(quantized(zoo_graph("inception"), x))

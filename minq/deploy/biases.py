@@ -1,13 +1,16 @@
-"""Steps of weights that leave a bias room in 32 bits, for integers, C and ONNX alike."""
+"""Biases in steps of s_w s_x, for integers, C and ONNX alike: too many of them, or too coarse."""
 
 from __future__ import annotations
 
 import copy
+import warnings
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from minq import graph
 from minq.quantizer import Quantizer
+from minq.simulate import is_quantizer
 
 MOST = 2.0**30
 """The largest |b_int|: half of what 32 bits hold. The other half is left to the products."""
@@ -47,3 +50,66 @@ def wide_enough(quantizer: Quantizer, bias: Tensor, s_x: Tensor | float) -> Quan
     wider = copy.deepcopy(quantizer).freeze()
     wider.scale.data = torch.maximum(scale, least)
     return wider
+
+
+@torch.no_grad()
+def warn_of_coarse(gm: fx.GraphModule) -> None:
+    """Name the layers that round a bias by more than one step s_y of their output.
+
+        |b - s_w s_x round(b / (s_w s_x))| > s_y
+
+    One channel of the input is then so much larger than what counts that s_x is no step for the
+    others. The simulation adds biases as they are, and does not show it.
+    """
+    found: dict[str, float] = {}
+    sources: set[str] = set()
+    for name, node in graph.layers(gm).items():
+        bias, weight = graph.bias_of(gm, node), _quantizer(gm, graph.weight_node(node))
+        before = _before(node.args[0])
+        x, y = (_quantizer(gm, n) for n in (before, _behind(node)))
+        if before is None or bias is None or weight is None or x is None or y is None:
+            continue
+        s_w, s_x, s_y = (q.scale_zero_point()[0].double() for q in (weight, x, y))
+        if s_x.ndim or s_y.ndim or s_w.shape not in ((), bias.shape):  # more scales: in float
+            continue
+        step = wide_enough(weight, bias, s_x).scale_zero_point()[0].double() * s_x
+        off = (bias.double() - step * torch.round(bias.double() / step)).abs().max() / s_y
+        if off > 1:
+            found[name] = float(off)
+            sources.add(before.target.rpartition(".")[0].removesuffix(".input"))
+    if found:
+        names = ", ".join(f"{k} (by up to {v:.0f} steps of its output)" for k, v in found.items())
+        more = dict.fromkeys(sorted(sources), {"activations": 16})
+        warnings.warn(
+            f"32-bit integers round the biases of {names}: a step of the input is too coarse for "
+            f"them; give it more bits, layers={more}",
+            stacklevel=5,
+        )
+
+
+def _quantizer(gm: fx.GraphModule, node: fx.Node | None) -> Quantizer | None:
+    """What a node rounds with, if it has a range that stays."""
+    if node is None or not is_quantizer(node):
+        return None
+    quantizer = gm.get_submodule(node.target)
+    return None if quantizer.stage in ("off", "observe") or quantizer.dynamic else quantizer
+
+
+def _before(node: fx.Node) -> fx.Node | None:
+    """The rounding that a layer's input comes from, through moves."""
+    while isinstance(node, fx.Node) and not is_quantizer(node):
+        if graph.traits(node).role != "move" or len(node.all_input_nodes) != 1:
+            return None
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _behind(node: fx.Node) -> fx.Node | None:
+    """The rounding behind a layer, through moves and activation functions."""
+    while not is_quantizer(node):
+        if len(node.users) != 1:
+            return None
+        node = next(iter(node.users))
+        if not is_quantizer(node) and graph.traits(node).role not in ("move", "activation"):
+            return None
+    return node

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 from minq import graph
 from minq._checks import check_count
 from minq.deploy import kernels
+from minq.deploy.biases import warn_of_coarse
 from minq.deploy.compiler.compile import Compiler
 from minq.deploy.cost import OperatorCost, layer_costs
 from minq.deploy.normalize import Normalize
@@ -90,7 +91,9 @@ def to_integer(
             raise ValueError(f"{name} must be 2 to {most}, not {bits}")
     exact = multipliers == "float"
     arithmetic = kernels.Arithmetic(exact, multiplier_bits, rounding, accumulator_bits)
-    return IntegerNetwork(Compiler(q, arithmetic, overflow == "wrap").run())
+    net = IntegerNetwork(Compiler(q, arithmetic, overflow == "wrap").run())
+    warn_of_coarse(q)
+    return net
 
 
 @outside()

@@ -284,6 +284,8 @@ class Compiler:
         form = self.forms[node]
         if not isinstance(form, Sum) or form.grid is None:
             raise Island("its input is not on one grid")
+        if not form.grid.scale.all():
+            raise Island("its input is 0 times a grid")
         return form.grid
 
     def factor(self, node: Any) -> Term:

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 import minq
 from minq import graph
+from minq.deploy.biases import warn_of_coarse
 from minq.deploy.onnx import compare, engine, qdq, sealed
 from minq.deploy.onnx.translate import translate
 from minq.export import capture, outside, unwrapped
@@ -62,6 +63,7 @@ def to_onnx(q: nn.Module, path: str | Path, example: Any = None) -> Path:
     model.producer_name, model.producer_version = "minq", minq.__version__
     path = Path(path)
     sealed.write(model, path)
+    warn_of_coarse(gm)
     if engine.onnxruntime is not None:
         compare.warn_if_different(gm, path, example)
     return path
