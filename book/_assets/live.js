@@ -10,7 +10,7 @@
 //     result  { status                   "ok"; "error": Python's; "stopped"; "failed": no Python to be had
 //               text                     the last value as it prints, or the message of the error
 //               stdout, figures          what was printed; pictures as data: addresses
-//               outputs                  all in order: [{ kind: "stdout" | "stderr" | "text" | "html" | "figure", text }]
+//               outputs                  in order: [{ kind: "stdout" | "stderr" | "text" | "html" | "figure", text }]
 //               line, traceback          where an error came from: the line of this source, or null
 //               ms, memory }             in Python alone; bytes that Python holds
 //   minqLive.stop()                      ends what runs; the next run starts a new Python without names
