@@ -198,7 +198,8 @@
       const value = node.style.getPropertyValue(name);
       if (PLAIN.test(value)) made.style.setProperty(name, value);
     }
-    for (const name of ["colspan", "rowspan"]) if (node.hasAttribute(name)) made.setAttribute(name, node.getAttribute(name));
+    for (const name of ["colspan", "rowspan"])
+      if (node.hasAttribute(name)) made.setAttribute(name, node.getAttribute(name));
     if (node.getAttribute("tabindex") === "0") made.tabIndex = 0; // what scrolls is reached by keyboard
     made.append(...[...node.childNodes].map(plain));
     return made;
