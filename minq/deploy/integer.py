@@ -44,9 +44,10 @@ def to_integer(
     """The quantized network ``q``, computed with integers only, on the CPU; ``q`` is left alone.
 
     A bias becomes a 32-bit integer of scale s_w s_x. Where weights are next to nothing, a bias may
-    have too many steps of that size; the weights then get wider ones, see ``minq.deploy.biases``. A
-    function of one number is a table of at most 2^16 entries. What has no quantizer or no integer
-    form computes in floats; ``islands`` names it.
+    have too many steps of that size; the weights then get wider ones, see ``minq.deploy.biases``.
+    Where the steps are too coarse for a bias instead, a warning names the layer. A function of one
+    number is a table of at most 2^16 entries. What has no quantizer or no integer form computes in
+    floats; ``islands`` names it.
 
     Args:
         q: what ``minq.ptq`` or ``minq.qat`` returns.
