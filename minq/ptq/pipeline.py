@@ -34,7 +34,6 @@ from minq.ptq.checkpoint import Store
 from minq.ptq.correction import correct_bias, may_have_bias
 from minq.ptq.datafree import Moments, calibrate_without_data
 from minq.ptq.rounding import AdaRound, Nearest, Rounding, as_rounding
-from minq.ptq.units import FEW, worst_sums
 from minq.ptq.walk import Walk, even_stride
 from minq.quantizer import Quantizer
 from minq.scheme import Scheme
@@ -209,17 +208,13 @@ def calibrate(
     walk = Walk(gm, batches, dict(exact) if both else None, both=both)
     del exact
     rough: dict[str, float] = {}
-    units: dict[str, float] = {}
     with Bar(sum(not is_quantizer(node) for node in todo), "layers", progress) as bar:
         for node in walk if todo else ():
             if is_quantizer(node):
                 quality = _set_activation_range(gm, node, walk)
-                name = node.target.rpartition(".")[0].removesuffix(".input")
-                if gm.get_submodule(node.target).bits >= 8:
-                    if quality < readers.FEW:
-                        rough[name] = quality
-                    elif (sums := worst_sums(gm, node, walk)) < FEW:
-                        units[name] = sums
+                if quality < readers.FEW and gm.get_submodule(node.target).bits >= 8:
+                    name = node.target.rpartition(".")[0].removesuffix(".input")
+                    rough[name] = quality
             elif node in todo:
                 name = graph.parameter_of(graph.weight_node(node)).target
                 if rounding.rounds(node):
@@ -242,15 +237,6 @@ def calibrate(
             + ", ".join(f"{name} ({db:.0f} dB)" for name, db in rough.items())
             + ": the next operators, as layer norm, also look at values that are small beside its "
             f"largest; give more bits, layers={dict.fromkeys(rough, {'activations': 16})}",
-            stacklevel=3,
-        )
-    if units:
-        warnings.warn(
-            "one step for all features is too coarse for "
-            + ", ".join(f"{name} ({db:.0f} dB in the sums behind)" for name, db in units.items())
-            + ": some of them are far smaller than the largest, and count as much. Give features "
-            "of different units one size before the network sees them, as by their standard "
-            "deviation, and put the factors into the weights behind",
             stacklevel=3,
         )
     return graph.tidy(gm)  # layers may have got a bias

@@ -118,11 +118,11 @@ def _behind(
             args, kwargs = fx.map_arg((user.args, user.kwargs), known.__getitem__)
             yield from _behind(gm, user, user.target(*args, **kwargs), walk, k)
         elif graph.traits(user).passes and not given:
-            yield from _behind(gm, user, x, walk, k, (*before, step(gm, node, user)))
+            yield from _behind(gm, user, x, walk, k, (*before, _step(gm, node, user)))
         elif kind in ("add", "sub") and given and all(_spreads(a, user) for a in given):
-            yield from _behind(gm, user, x, walk, k, (*before, step(gm, node, user)))
+            yield from _behind(gm, user, x, walk, k, (*before, _step(gm, node, user)))
         elif _is_norm(user) and all(map(is_constant, given)):
-            yield partial(_one_after_another, (*before, step(gm, node, user))), x
+            yield partial(_one_after_another, (*before, _step(gm, node, user))), x
         else:
             plain = True
     if plain and not before and isinstance(x, Tensor):
@@ -156,7 +156,7 @@ def _spreads(a: fx.Node, user: fx.Node) -> bool:
     return is_constant(a) and (len(shape) < whole or shape[:1] == (1,))
 
 
-def step(gm: fx.GraphModule, node: fx.Node, user: fx.Node) -> Reader:
+def _step(gm: fx.GraphModule, node: fx.Node, user: fx.Node) -> Reader:
     """The operator ``user`` as a function of ``node`` alone; all else it reads is constant."""
 
     def parameter(a: fx.Node) -> Tensor:
