@@ -571,5 +571,8 @@ def test_firefox_checks_an_exercise_and_reads_a_picture(book, tmp_path):
         )
         here = "document.querySelector('.minq-OwnPicture').dataset.answers === 'here'"
         firefox.evaluate(until.format(here), timeout=240)
-        assert len(before) == 3 and firefox.evaluate(answers) == before
+        after = firefox.evaluate(answers)
+        assert len(before) == 3 and [a[0] for a in after] == [b[0] for b in before]
+        for a, b in zip(after, before, strict=True):  # stored by another machine
+            assert abs(float(a[1:-2]) - float(b[1:-2])) <= 2
         assert firefox.problems == []

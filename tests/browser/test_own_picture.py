@@ -151,6 +151,16 @@ def answers(widget):
     return cards
 
 
+def close_to(found, stored):
+    """The same first answer, and probabilities as a network gives them whose ranges another machine
+    found: sums beside a tie fall the other way, and two logits move by a step or two of about 0.11.
+    """
+    percent = [{name: float(p.split()[0]) for name, p in shown} for shown in (found, stored)]
+    both = percent[0].keys() & percent[1].keys()
+    ratios = [percent[0][name] / percent[1][name] for name in both]
+    return found[0][0] == stored[0][0] and all(abs(np.log(r)) < 4 * 0.11 for r in ratios)
+
+
 def names(network, sample, form):
     known = stored["networks"][network]
     return [known["classes"][str(i)] for i, _ in known["answers"][sample]["tops"][form]]
@@ -193,7 +203,8 @@ def test_by_keyboard_from_a_disk(open_page, made):
     assert not [url for url in asked if "/live/" in url]
     widget.root.get_by_role("button", name="Run ResNet").press("Enter")
     page.wait_for_function(HERE, timeout=WAIT)
-    assert answers(widget) == before, "the page computes what was stored"
+    for form, shown in answers(widget).items():  # stored by another machine, see close_to
+        assert close_to(shown, before[form]), "the page computes what was stored"
     page.wait_for_function("document.querySelector('.minq-OwnPicture').dataset.timed", timeout=WAIT)
     page.wait_for_timeout(100)
     assert "here, on your machine" in widget.text("figcaption")
