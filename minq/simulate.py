@@ -94,6 +94,11 @@ def is_quantizer(node: fx.Node) -> bool:
     return isinstance(node.graph.owning_module.get_submodule(node.target), Quantizer)
 
 
+def place_of(node: fx.Node) -> str:
+    """The name that ``layers=`` takes for a quantizer: "a" of a.quantizer and a.input.quantizer."""
+    return str(node.target).removesuffix(".quantizer").removesuffix(".input")
+
+
 def is_weight(node: fx.Node) -> bool:
     """Whether the node quantizes a weight: a parameter that a layer or a product reads."""
     if not is_quantizer(node) or node.args[0].op != "get_attr":

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from minq import graph
 from minq.quantizer import Quantizer
-from minq.simulate import is_quantizer
+from minq.simulate import is_quantizer, place_of
 
 MOST = 2.0**30
 """The largest |b_int|: half of what 32 bits hold. The other half is left to the products."""
@@ -76,7 +76,7 @@ def warn_of_coarse(gm: fx.GraphModule) -> None:
         off = (bias.double() - step * torch.round(bias.double() / step)).abs().max() / s_y
         if off > 1:
             found[name] = float(off)
-            sources.add(before.target.rpartition(".")[0].removesuffix(".input"))
+            sources.add(place_of(before))
     if found:
         names = ", ".join(f"{k} (by up to {v:.0f} steps of its output)" for k, v in found.items())
         more = dict.fromkeys(sorted(sources), {"activations": 16})

@@ -37,7 +37,7 @@ from minq.ptq.rounding import AdaRound, Nearest, Rounding, as_rounding
 from minq.ptq.walk import Walk, even_stride
 from minq.quantizer import Quantizer
 from minq.scheme import Scheme
-from minq.simulate import insert_quantizers, is_quantizer, is_weight
+from minq.simulate import insert_quantizers, is_quantizer, is_weight, place_of
 
 
 @runtime_checkable
@@ -213,8 +213,7 @@ def calibrate(
             if is_quantizer(node):
                 quality = _set_activation_range(gm, node, walk)
                 if quality < readers.FEW and gm.get_submodule(node.target).bits >= 8:
-                    name = node.target.rpartition(".")[0].removesuffix(".input")
-                    rough[name] = quality
+                    rough[place_of(node)] = quality
             elif node in todo:
                 name = graph.parameter_of(graph.weight_node(node)).target
                 if rounding.rounds(node):
@@ -266,9 +265,9 @@ def _set_activation_range(gm: fx.GraphModule, node: fx.Node, walk: Walk) -> floa
     try:
         quantizer.observe()(sample)
     except ValueError as error:
-        name = node.target.removesuffix(".quantizer").removesuffix(".input")
         raise ValueError(
-            f"what the model computes at {name} from the calibration data has no range: {error}"
+            f"what the model computes at {place_of(node)} from the calibration data has no range: "
+            f"{error}"
         ) from error
     quantizer.freeze()
     if not quantizer.estimator.by_output or quantizer.granularity.axis is not None:
